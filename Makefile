@@ -1,0 +1,47 @@
+# goan: `make demo` renders the quick start, `make test` runs the tests; both install what they need first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test check format tiny clean
+help:
+	@echo "make demo    install, render the quick start, and say where the video is"
+	@echo "make test    install, and run the whole default test suite"
+	@echo "make check   ruff, ruff format, mypy --strict, import-linter"
+	@echo "make format  let ruff format and fix what it can"
+	@echo "make tiny    build the embedded tiny pack and the quick start's files anew"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml .constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "goan needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "this Python has no venv module (Debian: apt install python3-venv)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/goan plan examples/quickstart.yaml
+	$(BIN)/goan render examples/quickstart.yaml --preview
+	@echo "the video: $(CURDIR)/examples/renders/quickstart.mp4"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tiny: $(INSTALLED)
+	$(BIN)/python -m goan_cli.tiny.build
+	$(BIN)/python -m goan_cli.tiny.examples examples
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

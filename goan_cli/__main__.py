@@ -1,0 +1,5 @@
+"""`python -m goan_cli` is the `goan` command."""
+
+from goan_cli.cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Runs of many jobs: order, isolation of failures, outcomes."""

@@ -1,0 +1,166 @@
+"""Render planned jobs one after another; one job's failure never stops the others."""
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from goan_cli.errors import EnvironmentFault, GoanError
+from goan_cli.files import replaced_when_complete, sha256_of
+from goan_cli.jobs.job import Job
+from goan_cli.lora.report import BakeReport
+from goan_cli.output.pictures import write_latents, write_preview
+from goan_cli.output.sidecar import PackRecord, RenderRecord, sidecar, write_sidecar
+from goan_cli.output.video import ffmpeg_version, write_video
+from goan_cli.render.engine import Engine, Sampled
+from goan_cli.render.events import Event, Listener, Note, SectionFinished, Stage, ignore
+from goan_cli.render.plan import RenderPlan
+
+log = logging.getLogger(__name__)
+
+_RECORDED = ("goan-cli", "torch", "diffusers", "transformers", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderResult:
+    """A finished job: its files, length, and seconds per sampler step."""
+
+    job: Job
+    video: Path
+    sidecar: Path
+    frames: int
+    seconds: float
+    seconds_per_step: float
+    bake: BakeReport | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStarted:
+    """A job of a run begins; numbers from 1."""
+
+    plan: RenderPlan
+    number: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a job of a run ended: with a result, or with an error."""
+
+    plan: RenderPlan
+    result: RenderResult | None
+    error: Exception | None
+
+
+RunEvent = Event | JobStarted | Outcome
+RunListener = Callable[[RunEvent], None]
+
+
+def ignore_run(_: RunEvent) -> None:
+    """The listener for those who do not care."""
+
+
+def render_jobs(
+    plans: Sequence[RenderPlan],
+    *,
+    device: str = "auto",
+    listener: RunListener = ignore_run,
+    previews: bool = False,
+) -> list[Outcome]:
+    """Render all plans with one engine, telling `listener`; every job has an outcome."""
+    engine = Engine(device=device, previews=previews)
+    outcomes = []
+    for number, plan in enumerate(plans, start=1):
+        listener(JobStarted(plan=plan, number=number, total=len(plans)))
+        try:
+            outcome = Outcome(plan=plan, result=render_job(engine, plan, listener=listener), error=None)
+        except GoanError as error:
+            outcome = Outcome(plan=plan, result=None, error=error)
+        except Exception as error:  # the next job may well succeed, so even our own mistakes stay in their job
+            log.exception("%s: unexpected failure", plan.job.name)
+            outcome = Outcome(plan=plan, result=None, error=error)
+        listener(outcome)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def render_job(engine: Engine, plan: RenderPlan, *, listener: Listener = ignore) -> RenderResult:
+    """Render one job: video, kept latents, and the sidecar last, each renamed into place when complete."""
+    job = plan.job
+    started = time.perf_counter()
+    notes = list(plan.notes)
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Note):
+            notes.append(event.text)
+        if isinstance(event, SectionFinished) and event.preview is not None:
+            write_preview(job.output.dir / f"{job.name}.section-{event.section}.png", event.preview)
+        listener(event)
+
+    _ensure_writable(job.output.dir)
+    for note in plan.notes:
+        listener(Note(text=note))
+    engine.listener = tell
+    engine.begin()
+    sampled = engine.sample(plan, engine.conditioning_for(plan))
+    with replaced_when_complete(job.video) as temporary:
+        frames = engine.frames(plan, sampled.latents)
+        video = write_video(temporary, frames, size=job.size, fps=job.fps, crf=job.output.crf)
+        video_sha256 = sha256_of(temporary)
+        if job.output.keep_latents:
+            write_latents(job.output.dir / f"{job.name}.latents.safetensors", sampled.latents.numpy())
+        # From here to the end the job is not complete, and nothing may say so.
+        job.sidecar.unlink(missing_ok=True)
+    record = _record(engine, plan, sampled, notes)
+    write_sidecar(job.sidecar, sidecar(job, record, video, video_sha256))
+    return RenderResult(
+        job=job,
+        video=job.video,
+        sidecar=job.sidecar,
+        frames=video.frames,
+        seconds=time.perf_counter() - started,
+        seconds_per_step=record.seconds_per_step,
+        bake=sampled.bake,
+    )
+
+
+def _record(engine: Engine, plan: RenderPlan, sampled: Sampled, notes: Sequence[str]) -> RenderRecord:
+    job, pack = plan.job, plan.pack
+    steps = job.sampling.steps * len(job.sections.sections)
+    return RenderRecord(
+        pack=PackRecord(name=pack.name, family=pack.family, manifest=pack.manifest, identity=pack.identity()),
+        image_sha256=sha256_of(job.image),
+        bake=asdict(sampled.bake) if sampled.bake else None,
+        computed_steps=[steps for steps in sampled.computed_steps if steps],
+        timings={str(stage): seconds for stage, seconds in engine.timings.items()},
+        seconds_per_step=engine.timings.get(Stage.SAMPLE, 0.0) / steps,
+        device=engine.device_name,
+        dtype=str(engine.precision.transformer).removeprefix("torch."),
+        versions=versions(),
+        notes=notes,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what makes a render what it is."""
+    found = {"python": platform.python_version(), "ffmpeg": ffmpeg_version()}
+    for name in _RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _ensure_writable(folder: Path) -> None:
+    """Fail before hours of rendering, not after. Raises EnvironmentFault."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be made: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{folder}: cannot be written to")

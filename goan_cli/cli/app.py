@@ -1,0 +1,63 @@
+"""The `goan` command: registers the commands, and turns every failure into one message and an exit code."""
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from goan_cli import __version__
+from goan_cli.cli.doctor import doctor
+from goan_cli.cli.plan import plan
+from goan_cli.cli.presets import presets
+from goan_cli.cli.render import render
+from goan_cli.cli.schema import schema
+from goan_cli.errors import GoanError, InvalidJobs
+
+app = typer.Typer(
+    name="goan",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 some jobs failed, 2 invalid input, 3 the environment lacks something.",
+)
+app.command()(render)
+app.command()(plan)
+app.command()(presets)
+app.command()(schema)
+app.command()(doctor)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"goan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def goan(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    """Render FramePack image-to-video from YAML jobs, with LoRAs baked into the weights."""
+    del version
+    logging.basicConfig(level=logging.DEBUG if debug else logging.CRITICAL, format="%(name)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line; every GoanError becomes its message and exit code, without a traceback."""
+    try:
+        app()
+    except GoanError as error:
+        if "--debug" in sys.argv:
+            raise
+        for line in _messages(error):
+            typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+        sys.exit(error.exit_code)
+
+
+def _messages(error: GoanError) -> list[str]:
+    return [str(problem) for problem in error.problems] if isinstance(error, InvalidJobs) else [str(error)]

@@ -1,0 +1,84 @@
+"""A render plan as a table for people."""
+
+from rich.console import Console
+from rich.table import Table
+
+from goan_cli.jobs.job import Job
+from goan_cli.jobs.sections import LATENT_FRAME, Family
+from goan_cli.render.plan import PlannedLora, RenderPlan
+
+
+def show_plan(console: Console, plan: RenderPlan) -> None:
+    """Print one job: its settings, and its sections in sampling order."""
+    job = plan.job
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in _rows(plan):
+        grid.add_row(label, text)
+    console.rule(f"[bold]{job.name}", align="left")
+    console.print(grid)
+    console.print(_section_table(job))
+
+
+def _rows(plan: RenderPlan) -> list[tuple[str, str]]:
+    job, sampling = plan.job, plan.job.sampling
+    cache = sampling.step_cache
+    rows = [("model", f"{plan.pack.name} ({plan.pack.family})"), ("image", _image(job)), ("prompt", job.prompt)]
+    if job.negative_prompt:
+        rows.append(("negative", job.negative_prompt))
+    rows += [
+        ("video", _video(job)),
+        ("sampling", f"{len(job.sections.sections)} sections of {sampling.steps} steps, window {job.sections.window}"),
+        ("guidance", f"distilled {sampling.guidance_scale:g}, true CFG {_cfg(job)}"),
+        ("step cache", f"TeaCache, threshold {cache.threshold:g} (approximate)" if cache else "off"),
+        ("seed", "drawn when it renders" if job.seed_drawn else str(sampling.seed)),
+        *(("LoRA", _lora(lora)) for lora in plan.loras),
+        *(("note", note) for note in plan.notes),
+        ("output", str(job.video)),
+    ]
+    return rows
+
+
+def _image(job: Job) -> str:
+    fit = job.image_fit
+    crop = f"{fit.lost:.0%} cut off" if fit.lost >= 0.005 else "nothing cut off"
+    return f"{job.image} {fit.source[0]}x{fit.source[1]}, resized to {fit.resized[0]}x{fit.resized[1]}, {crop}"
+
+
+def _video(job: Job) -> str:
+    length = f"{job.sections.frames / job.fps:.2f} s at {job.fps:g} fps"
+    section = round(job.sections.window * LATENT_FRAME / job.fps, 3)
+    asked = "" if job.seconds is None else f" (asked for {job.seconds:g} s; a section is {section:g} s)"
+    return f"{job.size[0]}x{job.size[1]}, {job.sections.frames} frames, {length}{asked}"
+
+
+def _lora(lora: PlannedLora) -> str:
+    adapter = lora.adapter
+    acting = f"{adapter.matched_keys} of {adapter.keys} keys act on {len(adapter.targets)} modules"
+    return f"{adapter.path} x {lora.weight:g}: {acting}"
+
+
+def _cfg(job: Job) -> str:
+    sampling = job.sampling
+    if sampling.true_cfg_scale == 1.0:
+        return "off (the negative prompt is not used)" if job.negative_prompt else "off"
+    rescale = f", rescale {sampling.guidance_rescale:g}" if sampling.guidance_rescale else ""
+    return f"{sampling.true_cfg_scale:g}{rescale} (twice the work)"
+
+
+def _section_table(job: Job) -> Table:
+    inverted = job.sections.family is Family.INVERTED
+    table = Table(
+        title="sections in sampling order" + (", from the end of the video" if inverted else ""),
+        title_justify="left",
+    )
+    for column in ("#", *(("padding",) if inverted else ()), "frames", "seconds", "latent indices"):
+        table.add_column(column, justify="right")
+    for section in job.sections.sections:
+        first, stop = section.frames
+        padding = (str(section.padding),) if inverted else ()
+        span = f"{first / job.fps:.2f} - {stop / job.fps:.2f}"
+        indices = f"{section.latent_indices[0]} - {section.latent_indices[-1]}"
+        table.add_row(str(section.number + 1), *padding, f"{first} - {stop - 1}", span, indices)
+    return table

@@ -1,0 +1,13 @@
+"""The console that commands print on."""
+
+import sys
+
+from rich.console import Console
+
+_PLAIN_WIDTH = 120
+
+
+def make_console() -> Console:
+    """A console on standard output; wide and unwrapped where that is no terminal."""
+    terminal = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not terminal, width=None if terminal else _PLAIN_WIDTH)

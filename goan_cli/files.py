@@ -1,0 +1,71 @@
+"""Files as wholes: hashes, fingerprints, and writing that never leaves half a file."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from goan_cli.errors import EnvironmentFault
+
+_CHUNK = 1 << 20
+_FULL_HASH_UP_TO = 64 << 20
+_SAMPLES = 64
+
+
+def sha256_of(path: Path) -> str:
+    """The hex SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """A hex digest that tells checkpoints apart without reading tens of gigabytes.
+
+    Files up to 64 MiB are hashed whole; of a larger one, its size and 64 evenly spaced MiB (the header and
+    the end among them).
+    """
+    size = path.stat().st_size
+    if size <= _FULL_HASH_UP_TO:
+        return sha256_of(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for index in range(_SAMPLES):
+            file.seek((size - _CHUNK) * index // (_SAMPLES - 1))
+            digest.update(file.read(_CHUNK))
+    return digest.hexdigest()
+
+
+@contextmanager
+def replaced_when_complete(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed otherwise.
+
+    The temporary name keeps the suffix, since ffmpeg and Pillow choose the format by it.
+    Raises EnvironmentFault when the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}: cannot be written: {error.strerror or error}",
+            hint="check the folder, its rights and space",
+        ) from error
+    finally:
+        # A folder that cannot even be looked at holds no temporary file of ours.
+        if os.access(path.parent, os.W_OK):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text under a temporary name, then rename it into place."""
+    with replaced_when_complete(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes under a temporary name, then rename them into place."""
+    with replaced_when_complete(path) as temporary:
+        temporary.write_bytes(data)

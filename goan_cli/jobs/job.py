@@ -1,0 +1,88 @@
+"""A job with nothing left to default: what crosses from the user's words into the renderer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from goan_cli.jobs.sections import Family, SectionPlan
+from goan_cli.jobs.sizes import Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDefaults:
+    """What a model pack decides where a job is silent. `resolution` is the bucket size in pixels."""
+
+    family: Family
+    window: int
+    steps: int
+    resolution: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCache:
+    """TeaCache: reuse the last residual while the accumulated change stays under `threshold`."""
+
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of the sampler; `guidance_scale` is the distilled one, `shift` None means by token count."""
+
+    steps: int
+    seed: int
+    guidance_scale: float = 10.0
+    true_cfg_scale: float = 1.0
+    guidance_rescale: float = 0.0
+    shift: float | None = None
+    step_cache: StepCache | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """One LoRA file and how strongly it is baked."""
+
+    path: Path
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where and how the result is written."""
+
+    dir: Path
+    keep_latents: bool
+    crf: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to render. `size` is (width, height); `seconds` is what was asked for, if it was."""
+
+    name: str
+    model: str
+    image: Path
+    image_fit: Fit
+    prompt: str
+    negative_prompt: str
+    seconds: float | None
+    fps: float
+    sections: SectionPlan
+    sampling: Sampling
+    seed_drawn: bool
+    loras: tuple[LoraUse, ...]
+    output: Output
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the video in pixels."""
+        return self.image_fit.size
+
+    @property
+    def video(self) -> Path:
+        """Where the finished MP4 goes."""
+        return self.output.dir / f"{self.name}.mp4"
+
+    @property
+    def sidecar(self) -> Path:
+        """Where the JSON beside it goes; its presence means that the job is complete."""
+        return self.output.dir / f"{self.name}.json"

@@ -1,0 +1,222 @@
+"""Job files and command-line settings become job requests: layers merged, every problem kept.
+
+Precedence, weakest first: preset, the file's `defaults`, the job, the command line. Paths are made absolute
+in the layer that names them, so that each is relative to the file it stands in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from goan_cli.documents import Data, Document, KeyPath, checked, parse_document, read_document
+from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, Problem
+from goan_cli.jobs.presets import read_preset
+from goan_cli.jobs.schema import BatchSpec, JobSpec, LoraSpec, OutputSpec
+
+_RIVALS = {"seconds": "sections", "sections": "seconds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a key was given."""
+
+    document: Document
+    path: KeyPath
+
+    def problem(self, key: KeyPath, message: str, *, hint: str | None = None) -> Problem:
+        """A problem at `key` below this place."""
+        return self.document.problem((*self.path, *key), message, hint=hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """One job as asked for: the merged keys, where each came from, and which were already found wrong."""
+
+    spec: JobSpec
+    origin: Origin
+    origins: Mapping[str, Origin]
+    flawed: frozenset[str]
+    default_name: str  # `{seed}` in it stands for the job's seed
+    default_dir: Path
+
+    def problem(self, key: KeyPath, message: str, *, hint: str | None = None) -> Problem:
+        """A problem at `key`, placed where that key was given, else at the job itself."""
+        return self.origins.get(str(key[0]), self.origin).problem(key, message, hint=hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    spec: JobSpec
+    origin: Origin
+    flawed: frozenset[str] = frozenset()
+
+
+def load_requests(files: Sequence[Path], overrides: Document | None = None) -> tuple[list[JobRequest], list[Problem]]:
+    """All jobs of the files, with `overrides` (see `settings_document`) on top, and all problems of them."""
+    requests: list[JobRequest] = []
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            document = read_document(file)
+        except InvalidJobs as error:
+            problems += error.problems
+        except InvalidInput as error:
+            problems.append(Problem(message=error.message, hint=error.hint))
+        else:
+            found, wrong = _requests_of(document, overrides)
+            requests += found
+            problems += wrong
+    return requests, list(dict.fromkeys(problems))
+
+
+def request_from_settings(settings: Document, *, name: str) -> tuple[list[JobRequest], list[Problem]]:
+    """One job given on the command line alone; paths are relative to the current folder."""
+    layer, problems = _layer(settings.data, settings, (), Path.cwd())
+    request, more = _merged([layer], default_name=name, base=Path.cwd())
+    return [request], problems + more
+
+
+def settings_document(pairs: Sequence[str], extra: Mapping[str, Data]) -> Document:
+    """`key=value` settings of a command line (dots reach inside, values are YAML) and ready keys.
+
+    Raises InvalidInput for a setting without `=`.
+    """
+    data: dict[str, Data] = dict(extra)
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise InvalidInput(f"--set {pair}: expected key=value", hint="for example --set steps=20")
+        target = data
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise InvalidInput(f"--set {pair}: {parent} has no keys inside")
+        target[last] = parse_document(text, file=Path(f"--set {key}")).data
+    return Document(data=data, file=Path("command line"))
+
+
+def _requests_of(document: Document, overrides: Document | None) -> tuple[list[JobRequest], list[Problem]]:
+    file = document.file or Path("jobs")
+    base = file.absolute().parent
+    problems: list[Problem] = []
+    top = _Layer(spec=JobSpec(), origin=Origin(document=document, path=()))
+    if overrides is not None:
+        top, problems = _layer(overrides.data, overrides, (), Path.cwd())
+
+    if isinstance(document.data, dict) and "jobs" in document.data:
+        batch, wrong = checked(BatchSpec, document.data, document)
+        problems += wrong
+        if batch is None:
+            return [], problems
+        entries: list[tuple[Data, KeyPath]] = [(job, ("jobs", index)) for index, job in enumerate(batch.jobs)]
+        defaults, wrong = _layer(batch.defaults or {}, document, ("defaults",), base)
+        problems += wrong
+    else:
+        data = document.data
+        if isinstance(data, dict) and "version" in data:
+            _, wrong = checked(BatchSpec, {"version": data["version"], "jobs": [0]}, document)
+            problems += wrong
+            data = {key: value for key, value in data.items() if key != "version"}
+        entries = [(data, ())]
+        defaults = _Layer(spec=JobSpec(), origin=Origin(document=document, path=()))
+
+    requests = []
+    digits = len(str(len(entries)))
+    for number, (data, path) in enumerate(entries, start=1):
+        job, wrong = _layer(data, document, path, base)
+        problems += wrong
+        name = file.stem if len(entries) == 1 and not path else f"{file.stem}-{number:0{digits}d}"
+        request, wrong = _merged([defaults, job, top], default_name=name, base=base)
+        requests.append(request)
+        problems += wrong
+    return requests, problems
+
+
+def _layer(data: Data, document: Document, path: KeyPath, base: Path) -> tuple[_Layer, list[Problem]]:
+    spec, problems = checked(JobSpec, data, document, at=path)
+    keys = set(data) if isinstance(data, dict) else set()
+    kept = spec.model_fields_set if spec else set()
+    flawed = {str(key) for key in keys - kept}
+    for problem in problems:  # `imge` stands for `image`: do not also call the image missing
+        if problem.hint and problem.hint.startswith("did you mean "):
+            flawed.add(problem.hint.removeprefix("did you mean ").rstrip("?"))
+    if spec and spec.seconds is not None and spec.sections is not None:
+        problems.append(document.problem((*path, "sections"), "given beside seconds; a video has one length"))
+    layer = _Layer(
+        spec=_absolute(spec or JobSpec(), base),
+        origin=Origin(document=document, path=path),
+        flawed=frozenset(flawed) if spec else frozenset(JobSpec.model_fields),
+    )
+    return layer, problems
+
+
+def _absolute(spec: JobSpec, base: Path) -> JobSpec:
+    """The same keys with every path made absolute against the folder of the file that names it."""
+
+    def resolved(text: str) -> str:
+        return str((base / Path(text).expanduser()).absolute())
+
+    update: dict[str, Any] = {}
+    if spec.image is not None:
+        update["image"] = resolved(spec.image)
+    if spec.model is not None and looks_like_path(spec.model):
+        update["model"] = resolved(spec.model)
+    if spec.preset is not None and spec.preset.endswith((".yaml", ".yml")):
+        update["preset"] = resolved(spec.preset)
+    if spec.loras is not None:
+        update["loras"] = [LoraSpec(path=resolved(lora.path), weight=lora.weight) for lora in spec.loras]
+    if spec.output is not None and spec.output.dir is not None:
+        update["output"] = spec.output.model_copy(update={"dir": resolved(spec.output.dir)})
+    return spec.model_copy(update=update)
+
+
+def looks_like_path(model: str) -> bool:
+    """Whether `model` names a folder or manifest rather than a known pack."""
+    return "/" in model or "\\" in model or model.startswith(".") or model.endswith((".yaml", ".yml"))
+
+
+def _merged(layers: Sequence[_Layer], *, default_name: str, base: Path) -> tuple[JobRequest, list[Problem]]:
+    """Lay the layers over one another, strongest last, with the preset they name below them all."""
+    problems: list[Problem] = []
+    job = layers[-2] if len(layers) > 1 else layers[-1]
+    naming = [layer for layer in layers if layer.spec.preset is not None]
+    if naming:
+        preset, problems = _preset_layer(naming[-1], base)
+        layers = [preset, *layers]
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = {}
+    for layer in layers:
+        for key in layer.spec.model_fields_set:
+            value = getattr(layer.spec, key)
+            if key in _RIVALS:
+                values.pop(_RIVALS[key], None)
+            if isinstance(value, OutputSpec) and isinstance(below := values.get(key), OutputSpec):
+                value = below.model_copy(update={name: getattr(value, name) for name in value.model_fields_set})
+            values[key] = value
+            origins[key] = layer.origin
+    request = JobRequest(
+        spec=JobSpec().model_copy(update=values),
+        origin=job.origin,
+        origins=origins,
+        flawed=frozenset().union(*(layer.flawed for layer in layers)),
+        default_name=default_name,
+        default_dir=base / "renders",
+    )
+    return request, problems
+
+
+def _preset_layer(naming: _Layer, base: Path) -> tuple[_Layer, list[Problem]]:
+    empty = _Layer(spec=JobSpec(), origin=naming.origin)
+    try:
+        document = read_preset(str(naming.spec.preset), base)
+    except InvalidJobs as error:
+        return empty, list(error.problems)
+    except GoanError as error:
+        return empty, [naming.origin.problem(("preset",), error.message, hint=error.hint)]
+    folder = document.file.parent if document.file else base
+    layer, problems = _layer(document.data, document, (), folder)
+    if layer.spec.preset is not None:
+        problems.append(document.problem(("preset",), "a preset cannot name another"))
+    return layer, problems

@@ -1,0 +1,99 @@
+"""A job request and a model's defaults become a `Job` with nothing left to default."""
+
+import secrets
+from pathlib import Path
+
+from goan_cli.errors import InvalidInput, Problem
+from goan_cli.jobs.images import image_size
+from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, Output, Sampling, StepCache
+from goan_cli.jobs.load import JobRequest
+from goan_cli.jobs.schema import JobSpec, StepCacheSpec
+from goan_cli.jobs.sections import SectionPlan, plan_sections, section_count
+from goan_cli.jobs.sizes import Fit, fit, nearest_bucket
+
+DEFAULT_MODEL = "tiny"
+DEFAULT_SECONDS = 5.0
+DEFAULT_FPS = 30.0
+DEFAULT_CRF = 16
+
+
+def resolve_job(
+    request: JobRequest, defaults: ModelDefaults, *, out: Path | None = None
+) -> tuple[Job | None, list[Problem]]:
+    """Fill in what the request leaves open and check the files it names.
+
+    `out` overrides the output folder. A seed that is absent is drawn here. The job is None when a problem
+    stands in its way.
+    """
+    spec = request.spec
+    problems: list[Problem] = [
+        request.problem((key,), f"missing: {what}")
+        for key, what in (("image", "the start image"), ("prompt", "what should happen"))
+        if getattr(spec, key) is None and key not in request.flawed
+    ]
+    image_fit = None
+    if spec.image is not None:
+        try:
+            image_fit = _image_fit(spec, Path(spec.image), defaults)
+        except InvalidInput as error:
+            problems.append(request.problem(("image",), f"{spec.image}: {error.message}"))
+    for index, lora in enumerate(spec.loras or ()):
+        if not Path(lora.path).is_file():
+            problems.append(request.problem(("loras", index, "path"), f"{lora.path}: no such file"))
+    if problems or request.flawed or image_fit is None or spec.image is None or spec.prompt is None:
+        return None, problems
+
+    output, sampling = spec.output, _sampling(spec, defaults)
+    job = Job(
+        name=spec.name or request.default_name.replace("{seed}", str(sampling.seed)),
+        model=spec.model or DEFAULT_MODEL,
+        image=Path(spec.image),
+        image_fit=image_fit,
+        prompt=spec.prompt,
+        negative_prompt=spec.negative_prompt or "",
+        seconds=None if spec.sections is not None else float(spec.seconds or DEFAULT_SECONDS),
+        fps=float(spec.fps or DEFAULT_FPS),
+        sections=_sections(spec, defaults),
+        sampling=sampling,
+        seed_drawn=spec.seed is None,
+        loras=tuple(LoraUse(path=Path(lora.path), weight=float(lora.weight)) for lora in spec.loras or ()),
+        output=Output(
+            dir=out or (Path(output.dir) if output and output.dir else request.default_dir),
+            keep_latents=bool(output and output.keep_latents),
+            crf=(output.crf if output else None) or DEFAULT_CRF,
+        ),
+    )
+    return job, []
+
+
+def _image_fit(spec: JobSpec, image: Path, defaults: ModelDefaults) -> Fit:
+    source = image_size(image)
+    if isinstance(spec.size, list):
+        return fit(source, (spec.size[0], spec.size[1]))
+    height, width = nearest_bucket(source[1], source[0], defaults.resolution)
+    return fit(source, (width, height))
+
+
+def _sections(spec: JobSpec, defaults: ModelDefaults) -> SectionPlan:
+    window = spec.window or defaults.window
+    seconds = float(spec.seconds or DEFAULT_SECONDS)
+    count = spec.sections or section_count(seconds, float(spec.fps or DEFAULT_FPS), window)
+    return plan_sections(defaults.family, count, window)
+
+
+def _sampling(spec: JobSpec, defaults: ModelDefaults) -> Sampling:
+    cache = spec.step_cache
+    return Sampling(
+        steps=spec.steps or defaults.steps,
+        # 32 bits: easy to read out, and the same in every tool.
+        seed=spec.seed if spec.seed is not None else secrets.randbelow(2**32),
+        guidance_scale=_given(spec.guidance_scale, 10.0),
+        true_cfg_scale=_given(spec.true_cfg_scale, 1.0),
+        guidance_rescale=_given(spec.guidance_rescale, 0.0),
+        shift=None if spec.shift is None else float(spec.shift),
+        step_cache=StepCache(threshold=float(cache.threshold)) if isinstance(cache, StepCacheSpec) else None,
+    )
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else float(value)

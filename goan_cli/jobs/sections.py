@@ -1,0 +1,114 @@
+"""The section plan: which latent frames are sampled when, and with which frame indices. Pure integers.
+
+Source: FramePack (arXiv 2504.12626) and its public implementation.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+LATENT_FRAME = 4  # video frames a latent frame stands for, after the first, which stands for one
+CLEAN_2X = 2  # latent frames of history at half resolution
+CLEAN_4X = 16  # latent frames of history at a quarter
+HISTORY = 1 + CLEAN_2X + CLEAN_4X
+
+
+class Family(StrEnum):
+    """In which direction a transformer was trained to render: from the end, or in viewing order."""
+
+    INVERTED = "inverted"
+    F1 = "f1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One sampled section, in sampling order.
+
+    Indices are latent-frame positions for the rotary embedding; `clean` is the pair (start, nearest).
+    `frames` are the video frames that it makes, half open, in viewing order.
+    """
+
+    number: int
+    padding: int | None
+    latent_indices: tuple[int, ...]
+    clean_indices: tuple[int, ...]
+    clean_2x_indices: tuple[int, ...]
+    clean_4x_indices: tuple[int, ...]
+    frames: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SectionPlan:
+    """All sections of a video, in sampling order."""
+
+    family: Family
+    window: int
+    sections: tuple[Section, ...]
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of the finished video, the start latent included."""
+        return len(self.sections) * self.window + 1
+
+    @property
+    def frames(self) -> int:
+        """Video frames of the finished video."""
+        return self.latent_frames * LATENT_FRAME - (LATENT_FRAME - 1)
+
+
+def section_count(seconds: float, fps: float, window: int) -> int:
+    """FramePack's formula: the number of sections nearest to a length in seconds, at least one."""
+    return max(1, round(seconds * fps / (LATENT_FRAME * window)))
+
+
+def plan_sections(family: Family, count: int, window: int) -> SectionPlan:
+    """The plan of `count` sections of `window` latent frames."""
+    make = _inverted if family is Family.INVERTED else _forward
+    return SectionPlan(family=family, window=window, sections=make(count, window))
+
+
+def default_paddings(count: int) -> tuple[int, ...]:
+    """How far each section lies from the start, in sections: the long tail is shortened, as upstream does."""
+    if count > 4:
+        return (3, *([2] * (count - 3)), 1, 0)
+    return tuple(reversed(range(count)))
+
+
+def _frames(position: int, window: int) -> tuple[int, int]:
+    # Frame 0 is the start latent's own; section `position` (viewing order) follows it.
+    first = LATENT_FRAME * window * position + 1
+    return (0 if position == 0 else first, first + LATENT_FRAME * window)
+
+
+def _inverted(count: int, window: int) -> tuple[Section, ...]:
+    sections = []
+    for number, padding in enumerate(default_paddings(count)):
+        noisy = 1 + padding * window
+        after = noisy + window
+        sections.append(
+            Section(
+                number=number,
+                padding=padding,
+                latent_indices=tuple(range(noisy, after)),
+                clean_indices=(0, after),
+                clean_2x_indices=tuple(range(after + 1, after + 1 + CLEAN_2X)),
+                clean_4x_indices=tuple(range(after + 1 + CLEAN_2X, after + HISTORY)),
+                frames=_frames(count - 1 - number, window),
+            )
+        )
+    return tuple(sections)
+
+
+def _forward(count: int, window: int) -> tuple[Section, ...]:
+    # The indices are the same in every section: the history is always the last 19 latent frames.
+    return tuple(
+        Section(
+            number=number,
+            padding=None,
+            latent_indices=tuple(range(1 + HISTORY, 1 + HISTORY + window)),
+            clean_indices=(0, HISTORY),
+            clean_2x_indices=tuple(range(1 + CLEAN_4X, HISTORY)),
+            clean_4x_indices=tuple(range(1, 1 + CLEAN_4X)),
+            frames=_frames(number, window),
+        )
+        for number in range(count)
+    )

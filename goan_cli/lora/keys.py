@@ -1,0 +1,116 @@
+"""Keys of LoRA files: prefix, module, parameter. Tables, parsed anchored at both ends; no torch.
+
+Every writer's file is a row of `PREFIXES` times a row of `PARAMETERS`; which model module a name means is the
+alias table's business (`goan_cli.lora.aliases`).
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a tensor is to its module."""
+
+    DOWN = "down"
+    UP = "up"
+    ALPHA = "alpha"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedKey:
+    """A key taken apart: the module's name flattened (`.` to `_`), its prefix, and the tensor's role."""
+
+    prefix: str
+    module: str
+    role: Role
+
+
+# Longest first where one begins another. A key is stripped of the wrappers, then of one prefix.
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
+PREFIXES = (
+    "Hunyuan_video_I2V_lora_",  # Tencent
+    "lora_transformer_",  # OneTrainer, legacy
+    "lora_unet_",  # kohya, musubi-tuner
+    "lycoris_",  # LyCORIS
+    "diffusion_model.",  # ComfyUI, musubi's converter
+    "transformer.",  # diffusers, diffusion-pipe
+    "",  # bare: diffusers' save_lora_adapter
+)
+
+# The end of a key -> role. Bare `.lora_A` is written by some PEFT exports.
+PARAMETERS: tuple[tuple[str, Role], ...] = (
+    (".lora_down.weight", Role.DOWN),
+    (".lora_up.weight", Role.UP),
+    (".lora_A.weight", Role.DOWN),
+    (".lora_B.weight", Role.UP),
+    (".lora_A.default.weight", Role.DOWN),
+    (".lora_B.default.weight", Role.UP),
+    (".lora.down.weight", Role.DOWN),
+    (".lora.up.weight", Role.UP),
+    ("_lora.down.weight", Role.DOWN),
+    ("_lora.up.weight", Role.UP),
+    (".lora_linear_layer.down.weight", Role.DOWN),
+    (".lora_linear_layer.up.weight", Role.UP),
+    (".lora_A", Role.DOWN),
+    (".lora_B", Role.UP),
+    (".alpha", Role.ALPHA),
+)
+
+# Tensors of the text encoders, which a render does not train: skipped with a count.
+TEXT_ENCODER_PREFIXES = (
+    "lora_te",
+    "text_encoder.",
+    "text_encoder_2.",
+    "text_encoders.",
+    "bundle_emb.",
+)
+
+# The end of a key -> what it belongs to, for files that are refused by name.
+REFUSED: tuple[tuple[str, str], ...] = (
+    (r"\.lora_mid\.weight$", "LoCon with a middle tensor"),
+    (r"\.(hada_[a-z0-9_]+)$", "LoHa"),
+    (r"\.(lokr_[a-z0-9_]+)$", "LoKr"),
+    (r"\.(dora_scale|lora_magnitude_vector(\.weight|\.default\.weight)?)$", "DoRA"),
+    (r"\.(diff|diff_b|w_norm|b_norm)$", "full weight differences"),
+    (r"\.lora_B(\.default)?\.bias$", "LoRA with a bias"),
+    (r"\.lora_E$", "AdaLoRA"),
+    (r"\.(a1|a2|b1|b2)\.weight$", "GLoRA"),
+    (r"\.(oft_blocks|oft_diag|oft_R\.weight|boft_[a-zA-Z_]+)$", "OFT or BOFT"),
+    (r"\.(ia3_l|on_input)$", "(IA)3"),
+    (r"\.(set_weight|reshape_weight)$", "replaced weights"),
+    (r"\.lora_(down|up)\.\d+\.weight$", "LoRA with split dimensions"),
+)
+
+
+def is_text_encoder(key: str) -> bool:
+    """Whether the key belongs to a text encoder."""
+    return _unwrapped(key).startswith(TEXT_ENCODER_PREFIXES)
+
+
+def refused_as(key: str) -> str | None:
+    """The name of the unsupported kind of adapter that the key belongs to, if it does."""
+    return next((kind for pattern, kind in REFUSED if re.search(pattern, key)), None)
+
+
+def parse_key(key: str) -> ParsedKey | None:
+    """Take a key apart, or None when its end names no known parameter."""
+    inner = _unwrapped(key)
+    for suffix, role in PARAMETERS:
+        if inner.endswith(suffix):
+            name = inner.removesuffix(suffix)
+            prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))
+            module = name.removeprefix(prefix).replace("_orig_mod.", "")
+            return ParsedKey(prefix=prefix, module=flattened(module), role=role) if module else None
+    return None
+
+
+def flattened(module: str) -> str:
+    """A module name with `_` for `.`, in which kohya's and dotted spellings agree."""
+    return module.replace(".", "_")
+
+
+def _unwrapped(key: str) -> str:
+    while wrapper := next((wrapper for wrapper in WRAPPERS if key.startswith(wrapper)), None):
+        key = key.removeprefix(wrapper)
+    return key

@@ -1,0 +1,1 @@
+"""The packed transformer, its weights, and model packs."""

@@ -1,0 +1,66 @@
+"""Which safetensors files make up one part of a model, and what tensors they hold. No torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from goan_cli.errors import InvalidInput
+from goan_cli.tensorfile import TensorEntry, TensorHeader, read_header
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The tensors of one part, by name, and the file that each lies in."""
+
+    files: tuple[Path, ...]
+    entries: Mapping[str, TensorEntry]
+    file_of: Mapping[str, Path]
+
+
+def checkpoint_files(part: Path) -> tuple[Path, ...]:
+    """The weight files of a part: itself, the shards of its index, or the one file in its folder.
+
+    Raises InvalidInput when there are none, or when shards are missing.
+    """
+    if part.is_file():
+        return (part,)
+    if not part.is_dir():
+        raise InvalidInput(f"{part}: no such file or folder")
+    indexes = sorted(part.glob("*.safetensors.index.json"))
+    if indexes:
+        return _shards(indexes[0])
+    files = sorted(part.glob("*.safetensors"))
+    if len(files) == 1:
+        return (files[0],)
+    if files:
+        names = ", ".join(file.name for file in files)
+        raise InvalidInput(f"{part}: several weight files and no index to say how they belong together: {names}")
+    raise InvalidInput(f"{part}: holds no safetensors weights")
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"{index}: not a usable index of shards") from error
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise InvalidInput(f"{index.parent}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
+    return tuple(index.parent / name for name in names)
+
+
+def read_checkpoint(part: Path) -> Checkpoint:
+    """Read the headers of all files of a part. Raises InvalidInput for a damaged file or a tensor given twice."""
+    entries: dict[str, TensorEntry] = {}
+    file_of: dict[str, Path] = {}
+    files = checkpoint_files(part)
+    headers: list[TensorHeader] = [read_header(file) for file in files]
+    for header in headers:
+        for name, entry in header.entries.items():
+            if name in entries:
+                raise InvalidInput(f"{header.path}: {name} stands in {file_of[name].name} too")
+            entries[name] = entry
+            file_of[name] = header.path
+    return Checkpoint(files=files, entries=entries, file_of=file_of)

@@ -1,0 +1,78 @@
+"""The architecture of a packed transformer as one dataclass."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from goan_cli.errors import InvalidInput
+
+_CLASSES = ("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel")
+# Keys of the public configurations that name the one behaviour implemented here.
+_FIXED: dict[str, tuple[object, ...]] = {
+    "patch_size": (2,),
+    "patch_size_t": (1,),
+    "qk_norm": ("rms_norm",),
+    "guidance_embeds": (True,),
+    "has_image_proj": (True, 1),
+    "has_clean_x_embedder": (True, 1),
+    "image_condition_type": (None,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Widths and depths, defaulting to the full-size checkpoints' (12.87 B parameters)."""
+
+    in_channels: int = 16
+    out_channels: int = 16
+    num_attention_heads: int = 24
+    attention_head_dim: int = 128
+    num_layers: int = 20
+    num_single_layers: int = 40
+    num_refiner_layers: int = 2
+    mlp_ratio: float = 4.0
+    text_embed_dim: int = 4096
+    pooled_projection_dim: int = 768
+    image_proj_dim: int = 1152
+    rope_theta: float = 256.0
+    rope_axes_dim: tuple[int, int, int] = (16, 56, 56)
+
+    @property
+    def width(self) -> int:
+        """Width of a token: heads times head size."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        """Inner width of a feed-forward layer."""
+        return int(self.width * self.mlp_ratio)
+
+
+def read_config(part: Path) -> TransformerConfig:
+    """The configuration beside a transformer's weights; a single file has none and is full-size.
+
+    Raises InvalidInput for a configuration of another class of model.
+    """
+    file = (part if part.is_dir() else part.parent) / "config.json"
+    if not part.is_dir():
+        return TransformerConfig()
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{file}: not a readable transformer configuration: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{file}: not a transformer configuration")
+    if (name := values.get("_class_name", _CLASSES[0])) not in _CLASSES:
+        raise InvalidInput(f"{file}: describes a {name}, not a packed FramePack transformer")
+    for key, allowed in _FIXED.items():
+        if key in values and values[key] not in allowed:
+            raise InvalidInput(f"{file}: {key} = {values[key]!r} is not FramePack's {allowed[0]!r}")
+    known = {field.name for field in fields(TransformerConfig)}
+    unknown = [key for key in values if key not in known and key not in _FIXED and not key.startswith("_")]
+    if unknown:
+        raise InvalidInput(f"{file}: unknown settings: {', '.join(sorted(unknown))}")
+    chosen = {key: values[key] for key in known if key in values}
+    if "rope_axes_dim" in chosen:
+        chosen["rope_axes_dim"] = tuple(chosen["rope_axes_dim"])
+    return TransformerConfig(**chosen)

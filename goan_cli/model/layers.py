@@ -1,0 +1,130 @@
+"""Layers that the blocks are made of. Attribute names are the checkpoints' parameter names."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-6
+
+
+class HeadNorm(nn.Module):
+    """RMS norm over the head dimension, with a learned scale."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., head_dim)` to the same shape and dtype."""
+        return F.rms_norm(x, self.weight.shape, self.weight, EPS)
+
+
+class Modulation(nn.Module):
+    """AdaLN: `parts` vectors of the token width from the conditioning vector."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, temb: Tensor) -> tuple[Tensor, ...]:
+        """`(1, width)` to `parts` tensors `(1, 1, width)`."""
+        return self.linear(F.silu(temb)).unsqueeze(1).chunk(self.parts, dim=-1)
+
+
+class _Projection(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class FeedForward(nn.Module):
+    """Two linears with tanh-GELU (blocks) or SiLU (refiner) between them; named `net.0.proj` and `net.2`."""
+
+    def __init__(self, width: int, inner: int, *, silu: bool = False) -> None:
+        super().__init__()
+        self.silu = silu
+        # The middle place is upstream's dropout, which has no parameters.
+        self.net = nn.ModuleList([_Projection(width, inner), nn.Identity(), nn.Linear(inner, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(1, tokens, width)` to the same shape."""
+        x = self.net[0](x)
+        x = F.silu(x) if self.silu else F.gelu(x, approximate="tanh")
+        return self.net[2](x)
+
+
+class Qkv(nn.Module):
+    """Query, key and value of the image (or joint) stream, with optional norms over each head."""
+
+    def __init__(self, width: int, heads: int, *, norms: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.norm_q = HeadNorm(width // heads) if norms else nn.Identity()
+        self.norm_k = HeadNorm(width // heads) if norms else nn.Identity()
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(1, tokens, width)` to three `(1, tokens, heads, head_dim)`, queries and keys normed."""
+        query = split_heads(self.to_q(x), self.heads)
+        key = split_heads(self.to_k(x), self.heads)
+        return self.norm_q(query), self.norm_k(key), split_heads(self.to_v(x), self.heads)
+
+
+class SelfAttention(Qkv):
+    """Plain self-attention with an output projection (the token refiner's)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, norms=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(1, tokens, width)` to the same shape."""
+        return self.to_out[0](attend(*self.project(x)))
+
+
+class JointAttention(Qkv):
+    """The double block's attention: image and text have weights of their own and attend jointly."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, norms=True)
+        self.add_q_proj = nn.Linear(width, width)
+        self.add_k_proj = nn.Linear(width, width)
+        self.add_v_proj = nn.Linear(width, width)
+        self.norm_added_q = HeadNorm(width // heads)
+        self.norm_added_k = HeadNorm(width // heads)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_add_out = nn.Linear(width, width)
+
+    def project_text(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `project`, for the text stream."""
+        query = split_heads(self.add_q_proj(x), self.heads)
+        key = split_heads(self.add_k_proj(x), self.heads)
+        return self.norm_added_q(query), self.norm_added_k(key), split_heads(self.add_v_proj(x), self.heads)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """`(1, tokens, width)` to `(1, tokens, heads, head_dim)`."""
+    return rearrange(x, "b t (h d) -> b t h d", h=heads)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention over `(1, tokens, heads, head_dim)`, unmasked; returns `(1, tokens, width)`."""
+    out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    return rearrange(out, "b h t d -> b t (h d)")
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Layer norm over the width without learned parameters."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm, then scale and shift from the modulation."""
+    return layer_norm(x) * (1 + scale) + shift

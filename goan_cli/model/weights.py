@@ -1,0 +1,105 @@
+"""Weights from memory-mapped safetensors: placed once, and re-read pristine whenever a bake needs them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from goan_cli.errors import InvalidInput
+from goan_cli.model.checkpoint import read_checkpoint
+from goan_cli.model.config import TransformerConfig, read_config
+from goan_cli.model.transformer import PackedTransformer
+
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_SHOWN = 5
+
+
+class WeightStore:
+    """One part's checkpoint on disk. Reading maps the files; nothing is copied until it is used."""
+
+    def __init__(self, part: Path) -> None:
+        self.checkpoint = read_checkpoint(part)
+        self.part = part
+        for name, entry in self.checkpoint.entries.items():
+            if entry.dtype not in _FLOATS:
+                raise InvalidInput(
+                    f"{self.checkpoint.file_of[name]}: {name} is {entry.dtype}; a render needs the bf16, fp16 or "
+                    "fp32 checkpoint",
+                    hint="fp8 and quantised re-packs lose a LoRA: of a 1% change they keep 0 to 31%",
+                )
+
+    @contextmanager
+    def opened(self) -> Iterator["PristineReader"]:
+        """Map the files afresh, so that what is read is what is on disk, whatever was written in memory."""
+        with ExitStack() as stack:
+            handles = {file: stack.enter_context(safe_open(file, framework="pt")) for file in self.checkpoint.files}
+            yield PristineReader({name: handles[file] for name, file in self.checkpoint.file_of.items()})
+
+
+class PristineReader:
+    """Reads tensors by name from freshly mapped files; what it returns must not be written to."""
+
+    def __init__(self, handles: dict[str, safe_open]) -> None:
+        self._handles = handles
+
+    def __call__(self, name: str) -> Tensor:
+        """The tensor as it is on disk, mapped and not copied."""
+        tensor: Tensor = self._handles[name].get_tensor(name)
+        return tensor
+
+
+def load_transformer(part: Path, *, device: torch.device, dtype: torch.dtype) -> tuple[PackedTransformer, WeightStore]:
+    """The packed transformer with its weights on `device`, and the store to re-read them from.
+
+    Built on the meta device, then filled tensor by tensor. On the CPU, tensors that already have `dtype` are
+    the mapped file itself (copy on write), so the model is in memory once. The final projection is in fp32.
+    Raises InvalidInput when names or shapes are not those of the configuration.
+    """
+    store = WeightStore(part)
+    model = empty_transformer(read_config(part))
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    check_names_and_shapes(expected, store)
+    with store.opened() as read:
+        weights = {
+            name: read(name).to(device, torch.float32 if name.startswith("proj_out.") else dtype) for name in expected
+        }
+    model.load_state_dict(weights, assign=True)
+    model.requires_grad_(False)  # noqa: FBT003 - torch's own name
+    return model.eval(), store
+
+
+def empty_transformer(config: TransformerConfig) -> PackedTransformer:
+    """The architecture on the meta device: names and shapes without memory."""
+    with torch.device("meta"):
+        return PackedTransformer(config)
+
+
+def check_names_and_shapes(expected: dict[str, tuple[int, ...]], store: WeightStore) -> None:
+    """Compare a checkpoint's tensors with the architecture's. Raises InvalidInput naming the differences."""
+    entries = store.checkpoint.entries
+    missing = [name for name in expected if name not in entries]
+    surplus = [name for name in entries if name not in expected]
+    wrong = [
+        f"{name} is {list(entries[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in entries and entries[name].shape != shape
+    ]
+    faults = [
+        f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''}"
+        for what, names in (
+            ("missing", missing),
+            ("not of this architecture", surplus),
+            ("of another shape", wrong),
+        )
+        if names
+    ]
+    if faults:
+        raise InvalidInput(f"{store.part}: does not fit the packed transformer: {'; '.join(faults)}")
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """The resident parameters by name, to be written in place."""
+    return dict(model.named_parameters())

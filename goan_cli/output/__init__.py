@@ -1,0 +1,1 @@
+"""What a render leaves on disk: video, sidecar, pictures."""

@@ -1,0 +1,1 @@
+"""The engine: conditioning, sampling, decoding, and the plan of a render."""

@@ -1,0 +1,230 @@
+"""The engine: loads a pack once, keeps the right LoRAs baked, and turns plans into latents and frames."""
+
+import gc
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from goan_cli.errors import RenderFailed
+from goan_cli.files import sha256_of
+from goan_cli.lora.bake import LoraFile, bake, recipe_of, restore
+from goan_cli.lora.report import BakeRecipe, BakeReport, LoraSource
+from goan_cli.model.transformer import PackedTransformer
+from goan_cli.model.weights import parameters_of
+from goan_cli.render.conditioning import Conditioning
+from goan_cli.render.decode import decode_video, to_uint8, vae_decoder
+from goan_cli.render.device import choose_device, device_name, precision_for
+from goan_cli.render.events import (
+    Baked,
+    Event,
+    Listener,
+    Note,
+    SectionFinished,
+    Stage,
+    StageFinished,
+    StageStarted,
+    StepFinished,
+    ignore,
+)
+from goan_cli.render.image import fitted_pixels, start_latent
+from goan_cli.render.parts import Parts
+from goan_cli.render.plan import RenderPlan
+from goan_cli.render.preview import filmstrip
+from goan_cli.render.sampling import sample_sections
+from goan_cli.render.text import Truncation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The final latents `(1, 16, n, h/8, w/8)` in fp32, and per section the steps whose blocks ran.
+
+    `computed_steps` is empty where no step cache was used; `bake` is None where no LoRA was asked for.
+    """
+
+    latents: Tensor
+    computed_steps: tuple[tuple[int, ...], ...]
+    bake: BakeReport | None
+
+
+class Engine:
+    """Holds the models between jobs. Prints nothing: it tells its `listener`.
+
+    A job is `conditioning_for`, then `sample`, then `frames`; `timings` has the seconds of each stage of the
+    job since `begin`. Raises EnvironmentFault when the device is not there.
+    """
+
+    def __init__(self, *, device: str = "auto", listener: Listener = ignore, previews: bool = False) -> None:
+        self.device = choose_device(device)
+        self.precision = precision_for(self.device)
+        self.listener = listener
+        self.previews = previews
+        self.timings: dict[Stage, float] = {}
+        self._parts: Parts | None = None
+        self._baked = BakeRecipe()
+        self._touched: set[str] = set()
+        self._report: BakeReport | None = None
+
+    @property
+    def device_name(self) -> str:
+        """What renders, for the record."""
+        return device_name(self.device)
+
+    def begin(self) -> None:
+        """Start the timings of a new job."""
+        self.timings = {}
+
+    def conditioning_for(self, plan: RenderPlan) -> Conditioning:
+        """Encode a plan's prompts and image."""
+        job, parts = plan.job, self._parts_for(plan)
+        with self._stage(Stage.LOAD):
+            encoders = parts.text_encoders()
+        with self._stage(Stage.ENCODE):
+            positive, cut = encoders.encode(job.prompt)
+            self._tell_truncation("prompt", cut)
+            negative = None
+            if job.sampling.true_cfg_scale != 1.0:
+                negative, cut = encoders.encode(job.negative_prompt)
+                self._tell_truncation("negative_prompt", cut)
+        pixels = fitted_pixels(job.image, job.image_fit)
+        with self._stage(Stage.LOAD):
+            image_encoder = parts.image_encoder()
+        with self._stage(Stage.ENCODE):
+            image_embeds = image_encoder.encode(pixels)
+        with self._stage(Stage.LOAD):
+            vae = parts.vae()
+        with self._stage(Stage.ENCODE):
+            start = start_latent(vae, pixels, job.sampling.seed)
+        return Conditioning(positive=positive, negative=negative, image_embeds=image_embeds, start_latent=start)
+
+    def sample(self, plan: RenderPlan, conditioning: Conditioning) -> Sampled:
+        """Bake the plan's LoRAs where they are not baked yet, and sample every section."""
+        parts = self._parts_for(plan)
+        with self._stage(Stage.LOAD):
+            model, _ = parts.transformer()
+        with self._stage(Stage.BAKE):
+            self._bake(plan, model)
+        latents, computed_steps = conditioning.start_latent, []
+        with self._stage(Stage.SAMPLE), self._out_of_memory_explained():
+            for so_far, computed in self._sections(plan, model, conditioning):
+                latents = so_far
+                computed_steps.append(computed)
+        return Sampled(latents=latents, computed_steps=tuple(computed_steps), bake=self._report)
+
+    def frames(self, plan: RenderPlan, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
+        """Decode latents to frames `(n, h, w, 3)` in viewing order, a stretch at a time."""
+        parts = self._parts_for(plan)
+        with self._stage(Stage.LOAD):
+            decode = vae_decoder(parts.vae())
+        with self._stage(Stage.DECODE), self._out_of_memory_explained(), torch.inference_mode():
+            for pixels in decode_video(latents, plan.job.sections, decode):
+                yield to_uint8(pixels).numpy()
+
+    def _parts_for(self, plan: RenderPlan) -> Parts:
+        if self._parts is None or self._parts.pack != plan.pack:
+            self._parts = None
+            self._baked, self._report = BakeRecipe(), None
+            self._touched.clear()
+            gc.collect()
+            self._parts = Parts(plan.pack, self.device, self.precision)
+        return self._parts
+
+    def _bake(self, plan: RenderPlan, model: PackedTransformer) -> None:
+        """Bring the weights from the recipe they hold to the plan's, from pristine bytes."""
+        loras = [
+            LoraFile(
+                adapter=lora.adapter,
+                source=LoraSource(path=lora.adapter.path, sha256=sha256_of(lora.adapter.path), weight=lora.weight),
+            )
+            for lora in plan.loras
+        ]
+        wanted = recipe_of(loras)
+        if wanted.identity == self._baked.identity:
+            return
+        parameters = parameters_of(model)
+        stale = self._touched - {f"{target}.weight" for lora in loras for target in lora.adapter.targets}
+        self._restore(parameters, stale)
+        if not loras:
+            self._baked, self._report = wanted, None
+            return
+        _, store = self._parts_for(plan).transformer()
+        try:
+            with store.opened() as pristine:
+                self._report = bake(parameters, pristine, loras, touched=self._touched)
+        except BaseException:
+            self._restore(parameters, set(self._touched))
+            self._baked, self._report = BakeRecipe(), None
+            raise
+        self._baked = wanted
+        self._tell(Baked(report=self._report))
+
+    def _restore(self, parameters: Mapping[str, Tensor], names: set[str]) -> None:
+        if names and self._parts is not None:
+            _, store = self._parts.transformer()
+            with store.opened() as pristine:
+                restore(parameters, pristine, names)
+            self._touched -= names
+
+    def _sections(
+        self, plan: RenderPlan, model: PackedTransformer, conditioning: Conditioning
+    ) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        """Sample section by section, telling of steps and sections; yields the latents so far."""
+        total, steps = len(plan.job.sections.sections), plan.job.sampling.steps
+        number, section_started = 1, time.perf_counter()
+        step_started = section_started
+
+        def on_step(step: int) -> None:
+            nonlocal step_started
+            now = time.perf_counter()
+            self._tell(
+                StepFinished(section=number, sections=total, step=step + 1, steps=steps, seconds=now - step_started)
+            )
+            step_started = now
+
+        for done in sample_sections(model, conditioning, plan.job.sections, plan.job.sampling, on_step=on_step):
+            now = time.perf_counter()
+            self._tell(
+                SectionFinished(
+                    section=number,
+                    sections=total,
+                    seconds=now - section_started,
+                    computed_steps=len(done.computed_steps) or steps,
+                    preview=filmstrip(done.latents).numpy() if self.previews else None,
+                )
+            )
+            number, section_started = number + 1, now
+            yield done.history, done.computed_steps
+
+    @contextmanager
+    def _stage(self, stage: Stage) -> Iterator[None]:
+        self._tell(StageStarted(stage=stage))
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.timings[stage] = self.timings.get(stage, 0.0) + seconds
+            self._tell(StageFinished(stage=stage, seconds=seconds))
+
+    @contextmanager
+    def _out_of_memory_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            gc.collect()
+            torch.cuda.empty_cache()
+            raise RenderFailed(
+                f"{self.device_name}: out of memory", hint="a smaller size or window needs less"
+            ) from error
+
+    def _tell_truncation(self, what: str, cuts: tuple[Truncation, ...]) -> None:
+        for cut in cuts:
+            self._tell(Note(text=f"{what}: {cut.encoder} cannot take its last {cut.dropped} tokens: {cut.words!r}"))
+
+    def _tell(self, event: Event) -> None:
+        self.listener(event)

@@ -1,0 +1,65 @@
+"""The start image to conditioning: cropped pixels, SigLIP features, and the start latent."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import SiglipVisionModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from goan_cli.jobs.images import open_image
+from goan_cli.jobs.sizes import Fit
+from goan_cli.render.loading import load_encoder
+
+# Keeps the posterior's draw apart from the section noise, which is the seed's own stream.
+_POSTERIOR_STREAM = 0x5EED_1A7E
+
+
+def fitted_pixels(path: Path, fit: Fit) -> NDArray[np.uint8]:
+    """The image resized to cover the render size (Lanczos) and cut at the centre: `(h, w, 3)` uint8."""
+    image = open_image(path)
+    if fit.resized != image.size:
+        image = image.resize(fit.resized, Image.Resampling.LANCZOS)
+    return np.asarray(image.crop(fit.box))
+
+
+class ImageEncoder:
+    """SigLIP with its image processor, loaded once."""
+
+    def __init__(self, *, model: Path, processor: Path, device: torch.device, dtype: torch.dtype) -> None:
+        # The Pillow processor: torchvision has no build for some machines, and resizes differently.
+        self.processor = SiglipImageProcessorPil.from_pretrained(str(processor), local_files_only=True)
+        self.model = load_encoder(SiglipVisionModel, model, dtype).to(device)
+
+    def to(self, device: torch.device) -> None:
+        """Move the encoder."""
+        self.model.to(device)
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """`(h, w, 3)` uint8 to the last hidden state `(1, patches, d)`."""
+        inputs = self.processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
+        values = inputs["pixel_values"].to(self.model.device, self.model.dtype)
+        features: Tensor = self.model(pixel_values=values).last_hidden_state
+        return features
+
+
+@torch.inference_mode()
+def posterior(vae: Any, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - see decode
+    """Mean and log-variance `(1, 16, 1, h/8, w/8)` of the VAE's posterior, fp32 on the CPU, not yet scaled."""
+    x = torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1
+    x = x.permute(2, 0, 1)[None, :, None].to(vae.device, vae.dtype)
+    distribution = vae.encode(x).latent_dist
+    return distribution.mean.float().cpu(), distribution.logvar.float().cpu()
+
+
+def start_latent(vae: Any, pixels: NDArray[np.uint8], seed: int) -> Tensor:  # noqa: ANN401 - see decode
+    """A draw from the posterior, scaled: `(1, 16, 1, h/8, w/8)` fp32 on the CPU, decided by the seed."""
+    mean, logvar = posterior(vae, pixels)
+    generator = torch.Generator("cpu").manual_seed(seed ^ _POSTERIOR_STREAM)
+    noise = torch.randn(mean.shape, generator=generator)
+    return (mean + (0.5 * logvar).exp() * noise) * float(vae.config.scaling_factor)

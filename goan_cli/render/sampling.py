@@ -1,0 +1,170 @@
+"""Sampling a video section by section: history, guidance, and the sampler around the transformer."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goan_cli.jobs.job import Sampling
+from goan_cli.jobs.sections import CLEAN_2X, CLEAN_4X, HISTORY, Family, Section, SectionPlan
+from goan_cli.model.step_cache import TeaCache
+from goan_cli.model.transformer import CleanLatents, PackedTransformer, SectionContext, TextConditioning
+from goan_cli.render.conditioning import Conditioning, placed
+from goan_cli.render.schedule import noise_sigmas
+from goan_cli.render.unipc import sample_unipc
+
+TIME_SCALE = 1000.0
+OnStep = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledSection:
+    """One section's new latents `(1, 16, window, h, w)`, the video so far, and the steps whose blocks ran.
+
+    `history` holds all real latents so far in viewing order, the start latent included once it is in place.
+    `computed_steps` is empty where no step cache is used.
+    """
+
+    section: Section
+    latents: Tensor
+    history: Tensor
+    computed_steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Branch:
+    """One CFG branch: its text, and the step cache that is its own."""
+
+    text: TextConditioning
+    cache: TeaCache | None
+
+
+def _ignore(_: int) -> None:
+    pass
+
+
+@torch.inference_mode()
+def sample_sections(
+    model: PackedTransformer,
+    conditioning: Conditioning,
+    plan: SectionPlan,
+    sampling: Sampling,
+    *,
+    on_step: OnStep = _ignore,
+) -> Iterator[SampledSection]:
+    """Sample all sections in the plan's order; latents are fp32 on the CPU.
+
+    Noise is one stream from the seed, drawn on the CPU in sampling order, as in FramePack. `on_step` is
+    called after each step with its 0-based number.
+    """
+    start = conditioning.start_latent.float().cpu()
+    height, width = start.shape[-2:]
+    generator = torch.Generator("cpu").manual_seed(sampling.seed)
+    sigmas = noise_sigmas(sampling.steps, tokens=plan.window * height * width // 4, shift=sampling.shift)
+    history = start.new_zeros((1, start.shape[1], 0, height, width))
+    if plan.family is Family.F1:
+        history = start
+    for section in plan.sections:
+        noise = torch.randn((1, start.shape[1], plan.window, height, width), generator=generator)
+        context = model.context_for(
+            latent_indices=torch.tensor(section.latent_indices),
+            latent_size=(height, width),
+            clean=_clean_latents(section, plan.family, history, start),
+            image_embeds=conditioning.image_embeds,
+        )
+        branches = _branches(model, conditioning, sampling)
+        predict = _predictor(model, context, branches, sampling, on_step)
+        latents = sample_unipc(predict, noise.to(model.device), sigmas.tolist()).float().cpu()
+        history = _extended(history, latents, start, section, plan)
+        cache = branches[0].cache
+        yield SampledSection(
+            section=section,
+            latents=latents,
+            history=history,
+            computed_steps=tuple(cache.computed) if cache else (),
+        )
+
+
+def _clean_latents(section: Section, family: Family, history: Tensor, start: Tensor) -> list[CleanLatents]:
+    """The start, and the 19 latents nearest to the section, at three resolutions; zeros where there are none."""
+    empty = start.new_zeros((1, start.shape[1], HISTORY, *start.shape[-2:]))
+    if family is Family.INVERTED:
+        near = torch.cat((history, empty), dim=2)[:, :, :HISTORY]
+        near_1x, near_2x, near_4x = near.split((1, CLEAN_2X, CLEAN_4X), dim=2)
+    else:
+        near = torch.cat((empty, history), dim=2)[:, :, -HISTORY:]
+        near_4x, near_2x, near_1x = near.split((CLEAN_4X, CLEAN_2X, 1), dim=2)
+    parts = (
+        (torch.cat((start, near_1x), dim=2), section.clean_indices, 1),
+        (near_2x, section.clean_2x_indices, 2),
+        (near_4x, section.clean_4x_indices, 4),
+    )
+    return [CleanLatents(latents=latents, indices=torch.tensor(indices), pool=pool) for latents, indices, pool in parts]
+
+
+def _extended(history: Tensor, latents: Tensor, start: Tensor, section: Section, plan: SectionPlan) -> Tensor:
+    if plan.family is Family.F1:
+        return torch.cat((history, latents), dim=2)
+    is_last = section.number == len(plan.sections) - 1
+    return torch.cat((start, latents, history) if is_last else (latents, history), dim=2)
+
+
+def _branches(model: PackedTransformer, conditioning: Conditioning, sampling: Sampling) -> list[_Branch]:
+    """The positive branch, and the negative one where true CFG is on."""
+    texts = [conditioning.positive]
+    if sampling.true_cfg_scale != 1.0 and conditioning.negative is not None:
+        texts.append(conditioning.negative)
+    cache = sampling.step_cache
+    return [
+        _Branch(
+            text=placed(text, model.device, model.dtype),
+            cache=TeaCache(threshold=cache.threshold, steps=sampling.steps) if cache else None,
+        )
+        for text in texts
+    ]
+
+
+def _predictor(
+    model: PackedTransformer,
+    context: SectionContext,
+    branches: list[_Branch],
+    sampling: Sampling,
+    on_step: OnStep,
+) -> Callable[[Tensor, float, int], Tensor]:
+    """x0 from x and sigma: x - sigma v in fp32, around model calls in the model's dtype."""
+    # In the model's dtype, as upstream rounds them: in bf16 that moves the timestep, and so the picture.
+    guidance = torch.tensor([sampling.guidance_scale * TIME_SCALE], device=model.device, dtype=model.dtype)
+
+    def predict_x0(x: Tensor, sigma: float, step: int) -> Tensor:
+        timestep = torch.tensor([sigma * TIME_SCALE], device=model.device).to(model.dtype)
+        latents = x.to(model.dtype)
+        positive, *negative = (
+            model(
+                latents,
+                timestep=timestep,
+                guidance=guidance,
+                text=branch.text,
+                context=context,
+                cache=branch.cache,
+            ).float()
+            for branch in branches
+        )
+        velocity = positive
+        if negative:
+            velocity = guided(positive, negative[0], sampling.true_cfg_scale, sampling.guidance_rescale)
+        on_step(step)
+        return x - sigma * velocity
+
+    return predict_x0
+
+
+def guided(positive: Tensor, negative: Tensor, scale: float, rescale: float) -> Tensor:
+    """True CFG of two velocities, pulled towards the positive one's deviation by `rescale` (0 to 1).
+
+    Source of the rescale: "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891).
+    """
+    combined = negative + scale * (positive - negative)
+    if rescale == 0:
+        return combined
+    return combined * (rescale * positive.std() / combined.std() + (1 - rescale))

@@ -1,0 +1,1 @@
+"""The embedded tiny pack that renders on any machine."""

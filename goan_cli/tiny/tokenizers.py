@@ -1,0 +1,136 @@
+"""The tiny pack's tokenizers: real files, small vocabularies, trained on the template and plain captions."""
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers.normalizers import Lowercase
+
+from goan_cli.errors import RenderFailed
+
+# The stretches between the special tokens of HunyuanVideo's prompt template.
+_TEMPLATE = (
+    "system",
+    (
+        "\n\nDescribe the video by detailing the following aspects: "
+        "1. The main content and theme of the video."
+        "2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects."
+        "3. Actions, events, behaviors temporal relationships, physical movement changes of the objects."
+        "4. background environment, light, style and atmosphere."
+        "5. camera angles, movements, and transitions used in the video:"
+    ),
+    "user",
+    "\n\n",
+)
+_WORDS = (
+    "a an the red green blue yellow purple orange white black grey circle square triangle star ball moves to left "
+    "right up down grows shrinks bounces stands still over on background gradient plain dark light with slowly "
+    "quickly and then girl dances gracefully clear movements full of charm"
+)
+_SPECIAL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<pad>",
+)
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CLIP_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+
+
+def _corpus() -> list[str]:
+    # Words with and without the space that Llama-3's pre-tokenizer keeps with them.
+    return [*_TEMPLATE] * 50 + [f" {word} {word}" for word in _WORDS.split()] * 10
+
+
+def write_llama_tokenizer(folder: Path) -> int:
+    """Write `tokenizer.json` with Llama-3's pre-tokenizer; returns the size of its vocabulary.
+
+    Raises RenderFailed when a word of the template is not one token, on which the prefix length depends.
+    """
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in _SPECIAL]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200,
+        min_frequency=2,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_SPECIAL[0]} $A", special_tokens=[(_SPECIAL[0], 0)]
+    )
+    for stretch in _TEMPLATE:
+        words = tokenizer.pre_tokenizer.pre_tokenize_str(stretch)
+        if len(tokenizer.encode(stretch).ids) == len(words) + 1:
+            continue
+        raise RenderFailed("the tiny tokenizer splits a word of the template")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": _SPECIAL[0],
+        "eos_token": _SPECIAL[1],
+        "pad_token": _SPECIAL[5],
+        "model_max_length": 8192,
+        "padding_side": "right",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return tokenizer.get_vocab_size()
+
+
+def write_clip_tokenizer(folder: Path) -> int:
+    """Write CLIP's `vocab.json` and `merges.txt`; returns the size of the vocabulary, its last two special."""
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CLIP_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        min_frequency=2,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_WORDS, *_TEMPLATE] * 20, trainer)
+    merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    # CLIP's order: letters, letters that end a word, merges, and the two special tokens last.
+    names = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        *("".join(merge) for merge in merges),
+        *_CLIP_SPECIAL,
+    ]
+    vocabulary = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "bos_token": _CLIP_SPECIAL[0],
+        "eos_token": _CLIP_SPECIAL[1],
+        "unk_token": _CLIP_SPECIAL[1],
+        "pad_token": _CLIP_SPECIAL[1],
+        "model_max_length": 77,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return len(vocabulary)
