@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -165,27 +165,52 @@ class _Walk:
         return {**merged, **own}
 
 
-def checked(
-    model: type[Model], data: Data, document: Document, *, at: KeyPath = ()
-) -> tuple[Model | None, list[Problem]]:
-    """Validate `data` as `model`; every problem carries its file, line and key.
+@dataclass(frozen=True, kw_only=True)
+class Checked(Generic[Model]):
+    """Validated data, the problems found on the way, and the top-level keys that they touch.
 
-    Keys with problems are left out and the rest is validated again, so that what depends on the rest can be
-    checked in the same pass; the model is None only when nothing can be kept.
+    What is wrong is left out of `model`, so that what depends on the rest can be checked in the same pass; it is
+    None only when nothing can be kept.
     """
+
+    model: Model | None
+    problems: list[Problem]
+    flawed: frozenset[str]
+
+
+def checked(model: type[Model], data: Data, document: Document, *, at: KeyPath = ()) -> Checked[Model]:
+    """Validate `data`, which stands at `at` in the document; every problem carries its file, line and key."""
     if not isinstance(data, dict):
         kind = "nothing" if data is None else f"a {type(data).__name__}"
-        return None, [document.problem(at, f"expected keys and values here, found {kind}")]
+        problem = document.problem(at, f"expected keys and values here, found {kind}")
+        return Checked(model=None, problems=[problem], flawed=frozenset(model.model_fields))
     try:
-        return model.model_validate(data), []
+        return Checked(model=model.model_validate(data), problems=[], flawed=frozenset())
     except ValidationError as error:
-        problems = [_as_problem(model, detail, document, at) for detail in error.errors()]
-        bad = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
-        kept = {key: value for key, value in data.items() if key not in bad}
+        details = error.errors()
+        problems = [_as_problem(model, detail, document, at) for detail in details]
+    locations = [detail["loc"] for detail in details]
+    flawed = frozenset(str(location[0]) for location in locations if location)
+    for kept in (_without(data, locations), {key: value for key, value in data.items() if str(key) not in flawed}):
         try:
-            return model.model_validate(kept), problems
+            return Checked(model=model.model_validate(kept), problems=problems, flawed=flawed)
         except ValidationError:
-            return None, problems
+            continue
+    return Checked(model=None, problems=problems, flawed=frozenset(model.model_fields))
+
+
+def _without(data: Data, locations: Sequence[KeyPath]) -> Data:
+    """A copy of nested dicts and lists without the values at these places."""
+    here = {location[0] for location in locations if len(location) == 1}
+
+    def inside(key: str | int, value: Data) -> Data:
+        return _without(value, [location[1:] for location in locations if len(location) > 1 and location[0] == key])
+
+    if isinstance(data, dict):
+        return {key: inside(key, value) for key, value in data.items() if key not in here}
+    if isinstance(data, list):
+        return [inside(index, value) for index, value in enumerate(data) if index not in here]
+    return data
 
 
 def _as_problem(model: type[BaseModel], detail: Mapping[str, Any], document: Document, at: KeyPath) -> Problem:

@@ -65,5 +65,9 @@ class InvalidJobs(InvalidInput):
     """All the problems of the given job files at once."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = tuple(problems)
+        # In the order of the files, each problem once.
+        order = {problem.file: number for number, problem in reversed(list(enumerate(problems)))}
+        self.problems = tuple(
+            sorted(dict.fromkeys(problems), key=lambda problem: (order[problem.file], problem.line or 0))
+        )
+        super().__init__("\n".join(str(problem) for problem in self.problems))

@@ -17,6 +17,8 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"<!DOCTYPE", "an HTML page: the download saved a web page instead of the file"),
     (b"<!doctype", "an HTML page: the download saved a web page instead of the file"),
     (b"<html", "an HTML page: the download saved a web page instead of the file"),
+    (b"\x89PNG", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
 )
 
 
@@ -74,8 +76,11 @@ def _what_it_is(path: Path, error: Exception) -> str:
     for signature, description in _SIGNATURES:
         if start.lstrip().startswith(signature):
             return description
-    if "IncompleteBuffer" in str(error) or "HeaderTooLarge" in str(error) or "HeaderTooSmall" in str(error):
-        if b"\x00" not in start and start.isascii():
-            return "it holds plain text"
+    if b"\x00" not in start and start.isascii():
+        return "it holds plain text"
+    reason = str(error).removeprefix("Error while deserializing header: ")
+    if reason.startswith(("invalid header length", "incomplete metadata", "header too small")):
         return "it is truncated or damaged; download it again"
-    return f"its header is damaged ({error})"
+    if reason.startswith("header too large"):
+        return "it is some other kind of file, or damaged from its first bytes on"
+    return f"its header is damaged ({reason})"

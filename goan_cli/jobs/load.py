@@ -67,7 +67,7 @@ def load_requests(files: Sequence[Path], overrides: Document | None = None) -> t
             found, wrong = _requests_of(document, overrides)
             requests += found
             problems += wrong
-    return requests, list(dict.fromkeys(problems))
+    return requests, problems
 
 
 def request_from_settings(settings: Document, *, name: str) -> tuple[list[JobRequest], list[Problem]]:
@@ -106,18 +106,17 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
         top, problems = _layer(overrides.data, overrides, (), Path.cwd())
 
     if isinstance(document.data, dict) and "jobs" in document.data:
-        batch, wrong = checked(BatchSpec, document.data, document)
-        problems += wrong
-        if batch is None:
+        batch = checked(BatchSpec, document.data, document)
+        problems += batch.problems
+        if batch.model is None:
             return [], problems
-        entries: list[tuple[Data, KeyPath]] = [(job, ("jobs", index)) for index, job in enumerate(batch.jobs)]
-        defaults, wrong = _layer(batch.defaults or {}, document, ("defaults",), base)
+        entries: list[tuple[Data, KeyPath]] = [(job, ("jobs", index)) for index, job in enumerate(batch.model.jobs)]
+        defaults, wrong = _layer(batch.model.defaults or {}, document, ("defaults",), base)
         problems += wrong
     else:
         data = document.data
         if isinstance(data, dict) and "version" in data:
-            _, wrong = checked(BatchSpec, {"version": data["version"], "jobs": [0]}, document)
-            problems += wrong
+            problems += checked(BatchSpec, {"version": data["version"], "jobs": [0]}, document).problems
             data = {key: value for key, value in data.items() if key != "version"}
         entries = [(data, ())]
         defaults = _Layer(spec=JobSpec(), origin=Origin(document=document, path=()))
@@ -135,19 +134,17 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
 
 
 def _layer(data: Data, document: Document, path: KeyPath, base: Path) -> tuple[_Layer, list[Problem]]:
-    spec, problems = checked(JobSpec, data, document, at=path)
-    keys = set(data) if isinstance(data, dict) else set()
-    kept = spec.model_fields_set if spec else set()
-    flawed = {str(key) for key in keys - kept}
+    result = checked(JobSpec, data, document, at=path)
+    spec, problems, flawed = result.model or JobSpec(), list(result.problems), set(result.flawed)
     for problem in problems:  # `imge` stands for `image`: do not also call the image missing
         if problem.hint and problem.hint.startswith("did you mean "):
             flawed.add(problem.hint.removeprefix("did you mean ").rstrip("?"))
-    if spec and spec.seconds is not None and spec.sections is not None:
+    if spec.seconds is not None and spec.sections is not None:
         problems.append(document.problem((*path, "sections"), "given beside seconds; a video has one length"))
     layer = _Layer(
-        spec=_absolute(spec or JobSpec(), base),
+        spec=_absolute(spec, base),
         origin=Origin(document=document, path=path),
-        flawed=frozenset(flawed) if spec else frozenset(JobSpec.model_fields),
+        flawed=frozenset(flawed),
     )
     return layer, problems
 

@@ -7,7 +7,7 @@ from goan_cli.errors import InvalidInput, Problem
 from goan_cli.jobs.images import image_size
 from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, Output, Sampling, StepCache
 from goan_cli.jobs.load import JobRequest
-from goan_cli.jobs.schema import JobSpec, StepCacheSpec
+from goan_cli.jobs.schema import JobSpec
 from goan_cli.jobs.sections import SectionPlan, plan_sections, section_count
 from goan_cli.jobs.sizes import Fit, fit, nearest_bucket
 
@@ -91,7 +91,7 @@ def _sampling(spec: JobSpec, defaults: ModelDefaults) -> Sampling:
         true_cfg_scale=_given(spec.true_cfg_scale, 1.0),
         guidance_rescale=_given(spec.guidance_rescale, 0.0),
         shift=None if spec.shift is None else float(spec.shift),
-        step_cache=StepCache(threshold=float(cache.threshold)) if isinstance(cache, StepCacheSpec) else None,
+        step_cache=StepCache(threshold=float(cache.threshold)) if cache and cache.kind == "teacache" else None,
     )
 
 

@@ -51,7 +51,7 @@ def _step_cache(value: object) -> object:
     if value == "teacache":
         return {"kind": "teacache"}
     if value in ("off", False):
-        return "off"
+        return {"kind": "off"}
     if not isinstance(value, dict):
         raise ValueError(f"must be off, teacache, or {{kind: teacache, threshold: 0.15}}, not {value!r}")
     return value
@@ -75,7 +75,7 @@ class LoraSpec(_Layer):
 class StepCacheSpec(_Layer):
     """An approximate step cache."""
 
-    kind: Literal["teacache"] = Field("teacache", description="Which cache.")
+    kind: Literal["teacache", "off"] = Field("teacache", description="Which cache.")
     threshold: StrictFloat | StrictInt = Field(
         0.15, gt=0, le=10, description="Accumulated change below which blocks are skipped."
     )
@@ -127,7 +127,7 @@ class JobSpec(_Layer):
     shift: StrictFloat | StrictInt | None = Field(
         None, gt=0, le=100, description="Shift of the noise schedule; absent: from the token count."
     )
-    step_cache: Annotated[StepCacheSpec | Literal["off"] | None, BeforeValidator(_step_cache)] = Field(
+    step_cache: Annotated[StepCacheSpec | None, BeforeValidator(_step_cache)] = Field(
         None, description="off (default) or teacache, approximate and faster."
     )
     loras: list[Annotated[LoraSpec, BeforeValidator(_lora)]] | None = Field(

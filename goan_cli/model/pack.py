@@ -107,10 +107,10 @@ def find_pack(model: str) -> Pack:
         hint = f"{nearest(model, list(SHIPPED))}; a folder needs a slash, such as ./{model}"
         raise InvalidInput(f"no model pack named {model}", hint=hint)
     document = read_document(manifest)
-    spec, problems = checked(PackSpec, document.data, document)
-    if problems or spec is None:
-        raise InvalidJobs(problems)
-    pack = _pack(spec, manifest.absolute())
+    spec = checked(PackSpec, document.data, document)
+    if spec.problems or spec.model is None:
+        raise InvalidJobs(spec.problems)
+    pack = _pack(spec.model, manifest.absolute())
     if missing := _missing_parts(pack, document):
         raise InvalidJobs(missing)
     return pack

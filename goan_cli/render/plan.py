@@ -71,7 +71,7 @@ def plan_renders(
             found.append(request.problem(("name",), f"two jobs would write {video}", hint="give them other names"))
         owners.setdefault(video.casefold(), request)
     if found:
-        raise InvalidJobs(list(dict.fromkeys(found)))
+        raise InvalidJobs(found)
     return [plan for _, plan in plans]
 
 
