@@ -21,6 +21,14 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "a JPEG picture"),
 )
 
+# What the safetensors library says of a damaged file -> what it means to a user.
+_REASONS: tuple[tuple[str, str], ...] = (
+    ("header length", "it is truncated or damaged; download it again"),
+    ("incomplete metadata", "it is truncated or damaged; download it again"),
+    ("header too small", "it is truncated or damaged; download it again"),
+    ("header too large", "it is some other kind of file, or damaged from its first bytes on"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
@@ -79,8 +87,4 @@ def _what_it_is(path: Path, error: Exception) -> str:
     if b"\x00" not in start and start.isascii():
         return "it holds plain text"
     reason = str(error).removeprefix("Error while deserializing header: ")
-    if reason.startswith(("invalid header length", "incomplete metadata", "header too small")):
-        return "it is truncated or damaged; download it again"
-    if reason.startswith("header too large"):
-        return "it is some other kind of file, or damaged from its first bytes on"
-    return f"its header is damaged ({reason})"
+    return next((meaning for words, meaning in _REASONS if words in reason), f"its header is damaged ({reason})")

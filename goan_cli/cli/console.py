@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,8 +20,8 @@ from goan_cli.render.plan import RenderPlan
 class RunConsole:
     """Listens to a run and shows it. A context manager, since live progress must be taken down."""
 
-    def __init__(self) -> None:
-        self.console = make_console()
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or make_console()
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             TextColumn("{task.fields[stage]}"),
@@ -49,7 +50,8 @@ class RunConsole:
         """Say what will run."""
         for plan in plans:
             job, count = plan.job, len(plan.job.sections.sections)
-            loras = f", {len(plan.loras)} LoRAs" if plan.loras else ""
+            plural = "" if len(plan.loras) == 1 else "s"
+            loras = f", {len(plan.loras)} LoRA{plural}" if plan.loras else ""
             self._line(
                 f"[bold]{escape(job.name)}[/bold]: {plan.pack.name}, {job.size[0]}x{job.size[1]}, "
                 f"{job.sections.frames} frames ({job.sections.frames / job.fps:.2f} s), "

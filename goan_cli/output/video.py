@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from goan_cli.errors import EnvironmentFault, RenderFailed
 
 # The colours are converted by the matrix that the file then names; untagged files are guessed at by players.
-_COLOUR = ["-vf", "scale=out_color_matrix=bt709:out_range=tv"]
-_COLOUR += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+_TAGS = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+_COLOUR = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,{_TAGS}"]
 # No encoder version and no dates: the same frames make the same file.
 _REPRODUCIBLE = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"]
 
