@@ -1,22 +1,20 @@
-"""YAML files with positions: what is wrong is told with file, line and key.
+"""YAML files with positions, so that whatever is wrong can be told with file, line and key.
 
-YAML is read by the rules of version 1.2: only `true` and `false` are booleans (so `off` and `no` stay words)
-and `12:30` is no number. Duplicate keys, runaway aliases, deep nesting and huge files are refused.
+YAML is read by the rules of version 1.2: only `true` and `false` are booleans (`off` and `no` stay words), `0042`
+is forty-two, and `12:30` and dates are text. Duplicate keys, runaway aliases, deep nesting, huge files and tags
+other than the core ones are refused.
 """
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from goan_cli.errors import InvalidInput, InvalidJobs, Problem
+from goan_cli.errors import InvalidJobs, Problem
 
-Model = TypeVar("Model", bound=BaseModel)
 KeyPath = tuple[str | int, ...]
 # YAML data after parsing: dicts, lists and scalars; pydantic is what gives it types.
 Data = Any
@@ -24,21 +22,23 @@ Data = Any
 _MOST_BYTES = 4 << 20
 _MOST_NODES = 200_000
 _DEEPEST = 40
+_LONGEST_NUMBER = 400
+_CORE = "tag:yaml.org,2002:"
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Yaml12Loader(_Loader):  # type: ignore[misc, valid-type]  # the C loader exists on most machines only
-    """The safe loader with YAML 1.2's idea of booleans and numbers."""
+    """A loader with YAML 1.2's idea of booleans and numbers, and no dates."""
 
     yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":int", ":float"))]
+        first: [(tag, pattern) for tag, pattern in rules if tag.endswith((":null", ":merge"))]
         for first, rules in _Loader.yaml_implicit_resolvers.items()
     }
 
 
 def _resolve(tag: str, pattern: str, first: str) -> None:
-    _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+    _Yaml12Loader.add_implicit_resolver(f"{_CORE}{tag}", re.compile(pattern), list(first))
 
 
 _resolve("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
@@ -52,7 +52,7 @@ _resolve(
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """Parsed data with the line (from 1) of each key path; `file` is None for text from a command line."""
+    """Parsed data with the line (from 1) of each key path; `file` is a name for text from a command line."""
 
     data: Data
     file: Path | None
@@ -79,180 +79,163 @@ def key_text(path: KeyPath) -> str | None:
 
 
 def read_document(path: Path) -> Document:
-    """Read one YAML file. Raises InvalidInput or InvalidJobs for what cannot be read or parsed."""
+    """Read one YAML file. Raises InvalidJobs for what cannot be read or parsed."""
+
+    def refused(message: str) -> InvalidJobs:
+        return InvalidJobs([Problem(file=path, message=message)])
+
     try:
+        if path.exists() and not path.is_file():
+            raise refused("is a folder, not a YAML file" if path.is_dir() else "is not a file")
         if path.stat().st_size > _MOST_BYTES:
-            raise InvalidInput(f"{path}: larger than {_MOST_BYTES >> 20} MB; a job file holds settings only")
+            raise refused(f"larger than {_MOST_BYTES >> 20} MB; a job file holds settings only")
         return parse_document(path.read_text(encoding="utf-8-sig"), file=path)
     except FileNotFoundError as error:
-        raise InvalidInput(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise InvalidInput(f"{path}: is a folder, not a YAML file") from error
+        raise refused("no such file") from error
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path}: not UTF-8 text, so no YAML file") from error
+        raise refused("not UTF-8 text, so no YAML file") from error
     except OSError as error:
-        raise InvalidInput(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise refused(f"cannot be read: {error.strerror or error}") from error
 
 
 def parse_document(text: str, *, file: Path | None = None) -> Document:
     """Parse YAML text. Raises InvalidJobs naming each problem with its line."""
     try:
-        loader = _Yaml12Loader(text)
-        try:
-            node = loader.get_single_node()
-            walk = _Walk(loader=loader, file=file)
-            data = walk.data(node, ()) if node is not None else None
-        finally:
-            loader.dispose()
+        _refuse_deep_nesting(text)
+        node = yaml.compose(text, Loader=_Yaml12Loader)
+        walk = _Walk(file=file)
+        data = walk.data(node, ()) if node is not None else None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"not valid YAML: the character U+{ord(str(error.character)[0]):04X} is not allowed"
+        raise InvalidJobs([Problem(file=file, line=line, message=message)]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        place = mark.line + 1 if mark else None
         what = error.problem or error.context or "not YAML"
-        raise InvalidJobs(
-            [Problem(file=file, line=mark.line + 1 if mark else None, message=f"not valid YAML: {what}")]
-        ) from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InvalidJobs([Problem(file=file, message=f"not valid YAML: {error}")]) from error
+        raise InvalidJobs([Problem(file=file, line=place, message=f"not valid YAML: {what}")]) from error
+    except _Refused as error:
+        raise InvalidJobs([Problem(file=file, line=error.line, message=f"not valid YAML: {error}")]) from error
     if walk.problems:
         raise InvalidJobs(walk.problems)
     return Document(data=data, file=file, lines=walk.lines)
 
 
-class _Construct(Protocol):
-    def construct_object(self, node: yaml.Node, *, deep: bool) -> object: ...
+class _Refused(Exception):
+    """YAML that is well formed and not to be followed."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def _refuse_deep_nesting(text: str) -> None:
+    """Before anything recurses: composing nodes does so in C, where it would crash the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Yaml12Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST:
+            raise _Refused("too large or too deeply nested", event.start_mark.line + 1 if event.start_mark else 1)
 
 
 class _Walk:
     """Turns nodes into data while noting lines; counts nodes so that aliases cannot explode."""
 
-    def __init__(self, *, loader: _Construct, file: Path | None) -> None:
-        self.loader = loader
+    def __init__(self, *, file: Path | None) -> None:
         self.file = file
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
         self.count = 0
+        self.depth = 0
 
     def data(self, node: yaml.Node, path: KeyPath) -> Data:
+        line = node.start_mark.line + 1
         self.count += 1
-        if self.count > _MOST_NODES or len(path) > _DEEPEST:
-            raise ValueError("too large or too deeply nested once its aliases are followed")
-        self.lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.data(child, (*path, index)) for index, child in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path)
-        return self.loader.construct_object(node, deep=True)
+        self.depth += 1
+        if self.count > _MOST_NODES or self.depth > 2 * _DEEPEST:
+            raise _Refused("too large or too deeply nested once its aliases are followed", line)
+        self.lines.setdefault(path, line)
+        try:
+            if isinstance(node, yaml.SequenceNode):
+                return [self.data(child, (*path, index)) for index, child in enumerate(node.value)]
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path)
+            return self._scalar(node.tag, str(node.value), path, line)
+        finally:
+            self.depth -= 1
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Data]:
-        merged: dict[str, Data] = {}
         own: dict[str, Data] = {}
+        merges: list[yaml.Node] = []
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                for source in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
-                    values = self.data(source, path)
-                    if isinstance(values, dict):
-                        merged = {**values, **merged}
+            if key_node.tag == f"{_CORE}merge":
+                merges += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append(Problem(file=self.file, line=line, message="a key must be a plain word"))
+                self._problem(path, line, "a key must be a plain word")
                 continue
-            key = cast("str", key_node.value)
+            key = str(key_node.value)
             if key in own:
-                here = key_text((*path, key))
-                self.problems.append(Problem(file=self.file, line=line, key=here, message="given twice"))
+                self._problem((*path, key), line, "given twice")
             self.lines[(*path, key)] = line
             own[key] = self.data(value_node, (*path, key))
-        return {**merged, **own}
+        # Keys of its own are stronger, and so are earlier merges; their lines were noted first, too.
+        for source in merges:
+            if isinstance(source, yaml.MappingNode):
+                own = {**self._mapping_of_merge(source, path), **own}
+            else:
+                self._problem(path, source.start_mark.line + 1, "<< must name keys and values to merge")
+        return own
 
+    def _mapping_of_merge(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Data]:
+        kept = dict(self.lines)
+        values = self.data(node, path)
+        self.lines.update(kept)
+        return dict(values)
 
-@dataclass(frozen=True, kw_only=True)
-class Checked(Generic[Model]):
-    """Validated data, the problems found on the way, and the top-level keys that they touch.
-
-    What is wrong is left out of `model`, so that what depends on the rest can be checked in the same pass; it is
-    None only when nothing can be kept.
-    """
-
-    model: Model | None
-    problems: list[Problem]
-    flawed: frozenset[str]
-
-
-def checked(model: type[Model], data: Data, document: Document, *, at: KeyPath = ()) -> Checked[Model]:
-    """Validate `data`, which stands at `at` in the document; every problem carries its file, line and key."""
-    if not isinstance(data, dict):
-        kind = "nothing" if data is None else f"a {type(data).__name__}"
-        problem = document.problem(at, f"expected keys and values here, found {kind}")
-        return Checked(model=None, problems=[problem], flawed=frozenset(model.model_fields))
-    try:
-        return Checked(model=model.model_validate(data), problems=[], flawed=frozenset())
-    except ValidationError as error:
-        details = error.errors()
-        problems = [_as_problem(model, detail, document, at) for detail in details]
-    locations = [detail["loc"] for detail in details]
-    flawed = frozenset(str(location[0]) for location in locations if location)
-    for kept in (_without(data, locations), {key: value for key, value in data.items() if str(key) not in flawed}):
+    def _scalar(self, tag: str, text: str, path: KeyPath, line: int) -> Data:
+        kind = tag.removeprefix(_CORE)
         try:
-            return Checked(model=model.model_validate(kept), problems=problems, flawed=flawed)
-        except ValidationError:
-            continue
-    return Checked(model=None, problems=problems, flawed=frozenset(model.model_fields))
+            if kind in ("int", "float") and len(text) > _LONGEST_NUMBER:
+                raise ValueError
+            return _SCALARS[kind](text)
+        except KeyError:
+            self._problem(path, line, f"not valid YAML: the tag {tag} has no meaning here")
+        except ValueError:
+            shown = text if len(text) <= 40 else f"{text[:40]}…"
+            self._problem(path, line, f"not valid YAML: {shown!r} is no {kind}")
+        return None
+
+    def _problem(self, path: KeyPath, line: int, message: str) -> None:
+        self.problems.append(Problem(file=self.file, line=line, key=key_text(path), message=message))
 
 
-def _without(data: Data, locations: Sequence[KeyPath]) -> Data:
-    """A copy of nested dicts and lists without the values at these places."""
-    here = {location[0] for location in locations if len(location) == 1}
-
-    def inside(key: str | int, value: Data) -> Data:
-        return _without(value, [location[1:] for location in locations if len(location) > 1 and location[0] == key])
-
-    if isinstance(data, dict):
-        return {key: inside(key, value) for key, value in data.items() if key not in here}
-    if isinstance(data, list):
-        return [inside(index, value) for index, value in enumerate(data) if index not in here]
-    return data
+def _bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError
+    return text.lower() == "true"
 
 
-def _as_problem(model: type[BaseModel], detail: Mapping[str, Any], document: Document, at: KeyPath) -> Problem:
-    location = cast("KeyPath", tuple(detail["loc"]))
-    path = (*at, *location)
-    if detail["type"] == "extra_forbidden":
-        names = _keys_at(model, location[:-1])
-        return document.problem(path, "unknown key", hint=nearest(str(location[-1]), names))
-    if detail["type"] == "missing":
-        return document.problem(path, "missing, and nothing can stand in for it")
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    given = detail["input"]
-    if detail["type"] == "value_error" or isinstance(given, dict | list):
-        return document.problem(path, message)
-    return document.problem(path, f"must be {message}, not {given!r}")
+def _int(text: str) -> int:
+    return int(text, 16) if text.lower().startswith("0x") else int(text, 10)
 
 
-def _keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """The field names of the model that `path` leads to."""
-    current: type[BaseModel] = model
-    for part in path:
-        if isinstance(part, int):
-            continue
-        annotation = current.model_fields[part].annotation if part in current.model_fields else None
-        found = _model_in(annotation)
-        if found is None:
-            return []
-        current = found
-    return list(current.model_fields)
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (found := _model_in(inner)) is not None:
-            return found
+def _null(_: str) -> None:
     return None
 
 
-def nearest(word: str, names: Sequence[str]) -> str | None:
-    """A hint with the nearest valid name, or with all of them when none is near and they are few."""
-    if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
-        return f"did you mean {close[0]}?"
-    return f"valid: {', '.join(sorted(names))}" if 0 < len(names) <= 30 else None
+_SCALARS: Mapping[str, Callable[[str], Data]] = {
+    "null": _null,
+    "bool": _bool,
+    "int": _int,
+    "float": _float,
+    "str": str,
+}

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from goan_cli.errors import EnvironmentFault
@@ -40,23 +40,33 @@ def fingerprint(path: Path) -> str:
 def replaced_when_complete(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed otherwise.
 
-    The temporary name keeps the suffix, since ffmpeg and Pillow choose the format by it.
-    Raises EnvironmentFault when the folder cannot be written.
+    The temporary name keeps the suffix, since ffmpeg and Pillow choose the format by it. Raises EnvironmentFault
+    when the folder or the file cannot be written; other failures of the block pass through.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    tag = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    temporary = path.with_name(f".goan-{os.getpid()}-{tag}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{path}: cannot be written: {error.strerror or error}",
-            hint="check the folder, its rights and space",
-        ) from error
+        with _explained(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
     finally:
-        # A folder that cannot even be looked at holds no temporary file of ours.
-        if os.access(path.parent, os.W_OK):
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(path: Path, temporary: Path) -> Iterator[None]:
+    """Turn an OSError about these files, or about no file in particular, into an EnvironmentFault."""
+    try:
+        yield
+    except OSError as error:
+        about = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if about is not None and about not in (path, temporary) and about not in path.parents:
+            raise
+        raise EnvironmentFault(
+            f"{path}: cannot be written: {error.strerror or error}", hint="check the folder, its rights and space"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,8 @@
 """The header of a safetensors file, without torch; whatever is not one is named for what it is."""
 
-from collections.abc import Mapping
+import json
+import struct
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,18 +10,21 @@ from safetensors import SafetensorError, safe_open
 
 from goan_cli.errors import InvalidInput
 
+_PICKLE = "a Python pickle; goan never opens pickles"
+_PAGE = "an HTML page: the download saved a web page instead of the file"
+# The first bytes of a file, in lower case -> what it is.
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "a zip archive, probably a torch pickle; goan never opens pickles"),
-    (b"\x80\x02", "a Python pickle; goan never opens pickles"),
-    (b"\x80\x04", "a Python pickle; goan never opens pickles"),
-    (b"GGUF", "a GGUF file; goan needs the bf16 safetensors of the checkpoint"),
+    (b"pk\x03\x04", "a zip archive, probably a torch pickle; goan never opens pickles"),
+    *((bytes((0x80, protocol)), _PICKLE) for protocol in range(2, 6)),
+    (b"gguf", "a GGUF file; goan needs the bf16 safetensors of the checkpoint"),
     (b"version https://git-lfs", "a Git LFS pointer: the real file was not downloaded (git lfs pull)"),
-    (b"<!DOCTYPE", "an HTML page: the download saved a web page instead of the file"),
-    (b"<!doctype", "an HTML page: the download saved a web page instead of the file"),
-    (b"<html", "an HTML page: the download saved a web page instead of the file"),
-    (b"\x89PNG", "a PNG picture"),
+    (b"<!doctype", _PAGE),
+    (b"<html", _PAGE),
+    (b"\x89png", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
 )
+_BF16 = "<2s"
+_SCALARS = {"F64": "<d", "F32": "<f", "F16": "<e", "BF16": _BF16, "I64": "<q", "I32": "<i", "I16": "<h", "U8": "<B"}
 
 # What the safetensors library says of a damaged file -> what it means to a user.
 _REASONS: tuple[tuple[str, str], ...] = (
@@ -61,7 +66,8 @@ def read_header(path: Path) -> TensorHeader:
     Raises InvalidInput for a missing, truncated or mislabelled file, saying what the file really is.
     """
     if not path.is_file():
-        raise InvalidInput(f"{path}: no such file" if not path.exists() else f"{path}: is a folder, not a file")
+        what = "is a folder, not a file" if path.is_dir() else "is not a file" if path.exists() else "no such file"
+        raise InvalidInput(f"{path}: {what}")
     try:
         with safe_open(path, framework="numpy") as file:
             entries = {}
@@ -73,6 +79,30 @@ def read_header(path: Path) -> TensorHeader:
         raise InvalidInput(f"{path}: not a usable safetensors file: {_what_it_is(path, error)}") from error
 
 
+def read_scalars(path: Path, names: Collection[str]) -> dict[str, float]:
+    """Single values by name, such as alphas, straight from the file's bytes: numpy has no bfloat16.
+
+    The file must have passed `read_header`; names of tensors with another number of values are left out.
+    """
+    values: dict[str, float] = {}
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        for name in names:
+            entry = header[name]
+            start, stop = entry["data_offsets"]
+            layout = _SCALARS.get(entry["dtype"])
+            if layout is None or stop - start != struct.calcsize(layout):
+                continue
+            file.seek(8 + length + start)
+            data = file.read(stop - start)
+            # bfloat16 is the upper half of a float32.
+            values[name] = float(
+                struct.unpack("<f", b"\0\0" + data)[0] if layout == _BF16 else struct.unpack(layout, data)[0]
+            )
+    return values
+
+
 def _what_it_is(path: Path, error: Exception) -> str:
     try:
         with path.open("rb") as file:
@@ -82,9 +112,20 @@ def _what_it_is(path: Path, error: Exception) -> str:
     if not start:
         return "the file is empty"
     for signature, description in _SIGNATURES:
-        if start.lstrip().startswith(signature):
+        if start.lstrip().lower().startswith(signature):
             return description
-    if b"\x00" not in start and start.isascii():
+    if _is_text(start):
         return "it holds plain text"
     reason = str(error).removeprefix("Error while deserializing header: ")
     return next((meaning for words, meaning in _REASONS if words in reason), f"its header is damaged ({reason})")
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether bytes are UTF-8 text; the last letter may be cut."""
+    try:
+        text = start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:
+            return False
+        text = start[: error.start].decode("utf-8")
+    return bool(text) and all(letter.isprintable() or letter.isspace() for letter in text)

@@ -18,6 +18,7 @@ from goan_cli.output.sidecar import PackRecord, RenderRecord, sidecar, write_sid
 from goan_cli.output.video import ffmpeg_version, write_video
 from goan_cli.render.engine import Engine, Sampled
 from goan_cli.render.events import Event, Listener, Note, SectionFinished, Stage, ignore
+from goan_cli.render.lora_files import refuse_broken_values
 from goan_cli.render.plan import RenderPlan
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,13 @@ def render_jobs(
     listener: RunListener = ignore_run,
     previews: bool = False,
 ) -> list[Outcome]:
-    """Render all plans with one engine, telling `listener`; every job has an outcome."""
+    """Render all plans with one engine, telling `listener`; every job has an outcome.
+
+    Raises EnvironmentFault where the device or ffmpeg is missing, and InvalidJobs for LoRA files with NaN in them.
+    """
+    ffmpeg_version()  # found missing now, or after hours of rendering
     engine = Engine(device=device, previews=previews)
+    refuse_broken_values(plans)
     outcomes = []
     for number, plan in enumerate(plans, start=1):
         listener(JobStarted(plan=plan, number=number, total=len(plans)))
@@ -89,22 +95,34 @@ def render_jobs(
 
 
 def render_job(engine: Engine, plan: RenderPlan, *, listener: Listener = ignore) -> RenderResult:
-    """Render one job: video, kept latents, and the sidecar last, each renamed into place when complete."""
-    job = plan.job
-    started = time.perf_counter()
+    """Render one job: video, kept latents, and the sidecar last, each renamed into place when complete.
+
+    Events go to `listener`, and to the engine's own.
+    """
+    own = engine.listener
     notes = list(plan.notes)
 
     def tell(event: Event) -> None:
-        if isinstance(event, Note):
+        if isinstance(event, Note) and event.text not in plan.notes:
             notes.append(event.text)
         if isinstance(event, SectionFinished) and event.preview is not None:
-            write_preview(job.output.dir / f"{job.name}.section-{event.section}.png", event.preview)
+            write_preview(plan.job.output.dir / f"{plan.job.name}.section-{event.section}.png", event.preview)
+        own(event)
         listener(event)
 
+    engine.listener = tell
+    try:
+        return _render(engine, plan, notes)
+    finally:
+        engine.listener = own
+
+
+def _render(engine: Engine, plan: RenderPlan, notes: list[str]) -> RenderResult:
+    job = plan.job
+    started = time.perf_counter()
     _ensure_writable(job.output.dir)
     for note in plan.notes:
-        listener(Note(text=note))
-    engine.listener = tell
+        engine.listener(Note(text=note))
     engine.begin()
     sampled = engine.sample(plan, engine.conditioning_for(plan))
     with replaced_when_complete(job.video) as temporary:

@@ -39,10 +39,16 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraUse:
-    """One LoRA file and how strongly it is baked."""
+    """One LoRA file, how strongly it is baked, and which modules it may change (glob patterns on names).
+
+    `trusted` accepts a file that cannot be told from FLUX.1's.
+    """
 
     path: Path
     weight: float
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    trusted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

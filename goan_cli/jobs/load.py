@@ -5,27 +5,31 @@ in the layer that names them, so that each is relative to the file it stands in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from goan_cli.documents import Data, Document, KeyPath, checked, parse_document, read_document
+from goan_cli.checking import checked
+from goan_cli.documents import Data, Document, KeyPath, parse_document, read_document
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, Problem
 from goan_cli.jobs.presets import read_preset
-from goan_cli.jobs.schema import BatchSpec, JobSpec, LoraSpec, OutputSpec
+from goan_cli.jobs.schema import BatchSpec, JobSpec, OutputSpec
 
 _RIVALS = {"seconds": "sections", "sections": "seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a key was given."""
+    """Where a key was given. `kept` says which entries of a list are left where wrong ones were taken out."""
 
     document: Document
     path: KeyPath
+    kept: Mapping[KeyPath, tuple[int, ...]] = field(default_factory=dict)
 
     def problem(self, key: KeyPath, message: str, *, hint: str | None = None) -> Problem:
         """A problem at `key` below this place."""
+        if len(key) > 1 and isinstance(key[1], int) and key[:1] in self.kept:
+            key = (key[0], self.kept[key[:1]][key[1]], *key[2:])
         return self.document.problem((*self.path, *key), message, hint=hint)
 
 
@@ -61,8 +65,6 @@ def load_requests(files: Sequence[Path], overrides: Document | None = None) -> t
             document = read_document(file)
         except InvalidJobs as error:
             problems += error.problems
-        except InvalidInput as error:
-            problems.append(Problem(message=error.message, hint=error.hint))
         else:
             found, wrong = _requests_of(document, overrides)
             requests += found
@@ -135,16 +137,13 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
 
 def _layer(data: Data, document: Document, path: KeyPath, base: Path) -> tuple[_Layer, list[Problem]]:
     result = checked(JobSpec, data, document, at=path)
-    spec, problems, flawed = result.model or JobSpec(), list(result.problems), set(result.flawed)
-    for problem in problems:  # `imge` stands for `image`: do not also call the image missing
-        if problem.hint and problem.hint.startswith("did you mean "):
-            flawed.add(problem.hint.removeprefix("did you mean ").rstrip("?"))
+    spec, problems = result.model or JobSpec(), list(result.problems)
     if spec.seconds is not None and spec.sections is not None:
         problems.append(document.problem((*path, "sections"), "given beside seconds; a video has one length"))
     layer = _Layer(
         spec=_absolute(spec, base),
-        origin=Origin(document=document, path=path),
-        flawed=frozenset(flawed),
+        origin=Origin(document=document, path=path, kept=result.kept),
+        flawed=result.flawed,
     )
     return layer, problems
 
@@ -153,7 +152,11 @@ def _absolute(spec: JobSpec, base: Path) -> JobSpec:
     """The same keys with every path made absolute against the folder of the file that names it."""
 
     def resolved(text: str) -> str:
-        return str((base / Path(text).expanduser()).absolute())
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:  # `~name` of nobody: a file of that name, then
+            path = Path(text)
+        return str((base / path).absolute())
 
     update: dict[str, Any] = {}
     if spec.image is not None:
@@ -163,7 +166,7 @@ def _absolute(spec: JobSpec, base: Path) -> JobSpec:
     if spec.preset is not None and spec.preset.endswith((".yaml", ".yml")):
         update["preset"] = resolved(spec.preset)
     if spec.loras is not None:
-        update["loras"] = [LoraSpec(path=resolved(lora.path), weight=lora.weight) for lora in spec.loras]
+        update["loras"] = [lora.model_copy(update={"path": resolved(lora.path)}) for lora in spec.loras]
     if spec.output is not None and spec.output.dir is not None:
         update["output"] = spec.output.model_copy(update={"dir": resolved(spec.output.dir)})
     return spec.model_copy(update=update)
@@ -178,8 +181,8 @@ def _merged(layers: Sequence[_Layer], *, default_name: str, base: Path) -> tuple
     """Lay the layers over one another, strongest last, with the preset they name below them all."""
     problems: list[Problem] = []
     job = layers[-2] if len(layers) > 1 else layers[-1]
-    naming = [layer for layer in layers if layer.spec.preset is not None]
-    if naming:
+    naming = [layer for layer in layers if "preset" in layer.spec.model_fields_set]
+    if naming and naming[-1].spec.preset is not None:
         preset, problems = _preset_layer(naming[-1], base)
         layers = [preset, *layers]
     values: dict[str, Any] = {}
@@ -187,6 +190,9 @@ def _merged(layers: Sequence[_Layer], *, default_name: str, base: Path) -> tuple
     for layer in layers:
         for key in layer.spec.model_fields_set:
             value = getattr(layer.spec, key)
+            if value is None:  # null takes back what weaker layers say
+                values.pop(key, None)
+                continue
             if key in _RIVALS:
                 values.pop(_RIVALS[key], None)
             if isinstance(value, OutputSpec) and isinstance(below := values.get(key), OutputSpec):

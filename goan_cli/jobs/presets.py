@@ -3,7 +3,8 @@
 from importlib.resources import files
 from pathlib import Path
 
-from goan_cli.documents import Document, nearest, read_document
+from goan_cli.checking import nearest
+from goan_cli.documents import Document, read_document
 from goan_cli.errors import InvalidInput
 
 
@@ -24,5 +25,7 @@ def read_preset(name: str, base: Path) -> Document:
     if name in preset_names():
         return read_document(preset_folder() / f"{name}.yaml")
     if name.endswith((".yaml", ".yml")):
+        if not (base / name).exists():
+            raise InvalidInput(f"{base / name}: no such file")
         return read_document(base / name)
     raise InvalidInput(f"no preset named {name}", hint=nearest(name, preset_names()))

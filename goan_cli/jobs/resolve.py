@@ -7,7 +7,7 @@ from goan_cli.errors import InvalidInput, Problem
 from goan_cli.jobs.images import image_size
 from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, Output, Sampling, StepCache
 from goan_cli.jobs.load import JobRequest
-from goan_cli.jobs.schema import JobSpec
+from goan_cli.jobs.schema import NAME_RULE, JobSpec, LoraSpec, is_name
 from goan_cli.jobs.sections import SectionPlan, plan_sections, section_count
 from goan_cli.jobs.sizes import Fit, fit, nearest_bucket
 
@@ -15,6 +15,7 @@ DEFAULT_MODEL = "tiny"
 DEFAULT_SECONDS = 5.0
 DEFAULT_FPS = 30.0
 DEFAULT_CRF = 16
+_MOST_LOST = 0.95  # of an image; beyond, enlarging it to cover the render size would only fill the memory
 
 
 def resolve_job(
@@ -40,12 +41,18 @@ def resolve_job(
     for index, lora in enumerate(spec.loras or ()):
         if not Path(lora.path).is_file():
             problems.append(request.problem(("loras", index, "path"), f"{lora.path}: no such file"))
+    sampling = _sampling(spec, defaults)
+    name = spec.name or request.default_name.replace("{seed}", str(sampling.seed))
+    if not is_name(name):
+        problems.append(
+            request.problem(("name",), f"{name[:60]!r}, from the file's name, cannot name a result: {NAME_RULE}")
+        )
     if problems or request.flawed or image_fit is None or spec.image is None or spec.prompt is None:
         return None, problems
 
-    output, sampling = spec.output, _sampling(spec, defaults)
+    output = spec.output
     job = Job(
-        name=spec.name or request.default_name.replace("{seed}", str(sampling.seed)),
+        name=name,
         model=spec.model or DEFAULT_MODEL,
         image=Path(spec.image),
         image_fit=image_fit,
@@ -56,7 +63,7 @@ def resolve_job(
         sections=_sections(spec, defaults),
         sampling=sampling,
         seed_drawn=spec.seed is None,
-        loras=tuple(LoraUse(path=Path(lora.path), weight=float(lora.weight)) for lora in spec.loras or ()),
+        loras=tuple(lora_use(lora) for lora in spec.loras or ()),
         output=Output(
             dir=out or (Path(output.dir) if output and output.dir else request.default_dir),
             keep_latents=bool(output and output.keep_latents),
@@ -66,12 +73,30 @@ def resolve_job(
     return job, []
 
 
+def lora_use(spec: LoraSpec) -> LoraUse:
+    """A LoRA as a job has it."""
+    return LoraUse(
+        path=Path(spec.path),
+        weight=float(spec.weight),
+        include=tuple(spec.include),
+        exclude=tuple(spec.exclude),
+        trusted=spec.trusted,
+    )
+
+
 def _image_fit(spec: JobSpec, image: Path, defaults: ModelDefaults) -> Fit:
     source = image_size(image)
     if isinstance(spec.size, list):
-        return fit(source, (spec.size[0], spec.size[1]))
-    height, width = nearest_bucket(source[1], source[0], defaults.resolution)
-    return fit(source, (width, height))
+        size = (spec.size[0], spec.size[1])
+    else:
+        height, width = nearest_bucket(source[1], source[0], defaults.resolution)
+        size = (width, height)
+    found = fit(source, size)
+    if found.lost > _MOST_LOST:
+        raise InvalidInput(
+            f"{source[0]}x{source[1]} is too far from {size[0]}x{size[1]}: {found.lost:.1%} would be cut off"
+        )
+    return found
 
 
 def _sections(spec: JobSpec, defaults: ModelDefaults) -> SectionPlan:

@@ -4,6 +4,7 @@ Every field is optional here, since presets, defaults, jobs and the command line
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,37 +13,49 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
-    StrictFloat,
     StrictInt,
     StrictStr,
 )
 
+from goan_cli.checking import SchemaVersion, shown
+
 MULTIPLE = 16
 
-_NAME = re.compile(r"[\w][\w .+@=,-]{0,119}", re.UNICODE)
+_LARGEST = 4096
+_NAME = re.compile(r"[\w][\w .+@=,-]*", re.UNICODE)
+# File systems take 255 bytes, and a result's files have endings of their own.
+_LONGEST_NAME = 200
+NAME_RULE = f"letters, digits, spaces and . _ - + @ = , and at most {_LONGEST_NAME} bytes"
+
+
+def is_name(value: str) -> bool:
+    """Whether a result can have this name on every file system."""
+    fits = len(value.encode("utf-8", "replace")) <= _LONGEST_NAME
+    return fits and _NAME.fullmatch(value) is not None and not value.endswith((".", " "))
 
 
 def _name(value: object) -> object:
-    if isinstance(value, str) and (not _NAME.fullmatch(value) or value.endswith((".", " "))):
-        raise ValueError("must be usable as a file name: letters, digits and . _ - + @ = , inside, 120 at most")
+    if isinstance(value, str) and not is_name(value):
+        raise ValueError(f"must be usable as a file name: {NAME_RULE}")
     return value
 
 
 def _size(value: object) -> object:
-    if value == "auto":
+    if value is None or value == "auto":
         return value
     if not (
         isinstance(value, list | tuple)
         and len(value) == 2
         and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
     ):
-        raise ValueError(f"must be auto or [width, height], not {value!r}")
+        raise ValueError(f"must be auto or [width, height], not {shown(value)}")
     for side in value:
-        if side % MULTIPLE or not MULTIPLE <= side <= 4096:
-            low, high = max(MULTIPLE, side // MULTIPLE * MULTIPLE), (side // MULTIPLE + 1) * MULTIPLE
+        if side % MULTIPLE or not MULTIPLE <= side <= _LARGEST:
+            around = {min(max(side // MULTIPLE * MULTIPLE + up, MULTIPLE), _LARGEST) for up in (0, MULTIPLE)}
+            near = " and ".join(str(length) for length in sorted(around))
             raise ValueError(
-                f"width and height must be multiples of {MULTIPLE} from {MULTIPLE} to 4096; "
-                f"{side} is not (near it: {low} and {high})"
+                f"width and height must be multiples of {MULTIPLE} from {MULTIPLE} to {_LARGEST}; "
+                f"{side} is not (near it: {near})"
             )
     return list(value)
 
@@ -50,15 +63,40 @@ def _size(value: object) -> object:
 def _step_cache(value: object) -> object:
     if value == "teacache":
         return {"kind": "teacache"}
-    if value in ("off", False):
+    if value == "off" or value is False:
         return {"kind": "off"}
-    if not isinstance(value, dict):
-        raise ValueError(f"must be off, teacache, or {{kind: teacache, threshold: 0.15}}, not {value!r}")
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"must be off, teacache, or {{kind: teacache, threshold: 0.15}}, not {shown(value)}")
     return value
 
 
 def _lora(value: object) -> object:
     return {"path": value} if isinstance(value, str) else value
+
+
+def _patterns(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _number(value: object) -> object:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"must be a number, not {shown(value)}")
+    return value
+
+
+def _path(value: object) -> object:
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("no file name can hold a NUL character")
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"there is no user for {shown(value)}") from None
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+PathText = Annotated[StrictStr, BeforeValidator(_path), Field(min_length=1)]
 
 
 class _Layer(BaseModel):
@@ -68,23 +106,31 @@ class _Layer(BaseModel):
 class LoraSpec(_Layer):
     """One LoRA of a job; a bare path means weight 1."""
 
-    path: StrictStr = Field(min_length=1, description="LoRA file (safetensors), relative to this file.")
-    weight: StrictFloat | StrictInt = Field(1.0, ge=-4, le=4, description="How strongly it is baked.")
+    path: PathText = Field(description="LoRA file (safetensors), relative to this file.")
+    weight: Number = Field(1.0, ge=-4, le=4, description="How strongly it is baked.")
+    include: Annotated[list[StrictStr], BeforeValidator(_patterns)] = Field(
+        default_factory=list, description="Only modules that match, such as single_transformer_blocks.*"
+    )
+    exclude: Annotated[list[StrictStr], BeforeValidator(_patterns)] = Field(
+        default_factory=list, description="No modules that match."
+    )
+    trusted: StrictBool = Field(
+        default=False,
+        description="Accept a file that cannot be told from one for FLUX.1, whose names and shapes are the same.",
+    )
 
 
 class StepCacheSpec(_Layer):
     """An approximate step cache."""
 
     kind: Literal["teacache", "off"] = Field("teacache", description="Which cache.")
-    threshold: StrictFloat | StrictInt = Field(
-        0.15, gt=0, le=10, description="Accumulated change below which blocks are skipped."
-    )
+    threshold: Number = Field(0.15, gt=0, le=10, description="Accumulated change below which blocks are skipped.")
 
 
 class OutputSpec(_Layer):
     """Where and how results are written."""
 
-    dir: StrictStr | None = Field(None, min_length=1, description="Folder for results (default renders/).")
+    dir: PathText | None = Field(None, description="Folder for results (default renders/).")
     keep_latents: StrictBool | None = Field(None, description="Also save the final latents as safetensors.")
     crf: StrictInt | None = Field(None, ge=1, le=51, description="x264 quality, lower is better (default 16).")
 
@@ -95,16 +141,16 @@ class JobSpec(_Layer):
     name: Annotated[StrictStr, BeforeValidator(_name)] | None = Field(
         None, description="File name of the result without suffix (default: from the file's name)."
     )
-    preset: StrictStr | None = Field(None, description="draft, balanced, quality, or a YAML file of keys.")
-    model: StrictStr | None = Field(None, min_length=1, description="A pack's name, its folder or its manifest.")
-    image: StrictStr | None = Field(None, min_length=1, description="Start image, relative to this file.")
+    preset: PathText | None = Field(None, description="draft, balanced, quality, or a YAML file of keys.")
+    model: PathText | None = Field(None, description="A pack's name, its folder or its manifest.")
+    image: PathText | None = Field(None, description="Start image, relative to this file.")
     prompt: StrictStr | None = Field(None, description="What happens in the video.")
     negative_prompt: StrictStr | None = Field(None, description="What to avoid; acts with true_cfg_scale > 1.")
-    seconds: StrictFloat | StrictInt | None = Field(
+    seconds: Number | None = Field(
         None, gt=0, le=600, description="Length; snapped to whole sections, shown in the plan."
     )
-    sections: StrictInt | None = Field(None, ge=1, le=1000, description="Length in sections, instead of seconds.")
-    fps: StrictFloat | StrictInt | None = Field(None, ge=1, le=120, description="Frames per second (default 30).")
+    sections: StrictInt | None = Field(None, ge=1, le=20_000, description="Length in sections, instead of seconds.")
+    fps: Number | None = Field(None, ge=1, le=120, description="Frames per second (default 30).")
     size: Annotated[list[StrictInt] | Literal["auto"] | None, BeforeValidator(_size)] = Field(
         None,
         description="auto (nearest bucket of the model) or [width, height], multiples of 16.",
@@ -115,16 +161,14 @@ class JobSpec(_Layer):
     )
     steps: StrictInt | None = Field(None, ge=1, le=1000, description="Sampler steps per section.")
     window: StrictInt | None = Field(None, ge=1, le=64, description="New latent frames per section.")
-    guidance_scale: StrictFloat | StrictInt | None = Field(
-        None, ge=0, le=100, description="Distilled guidance (default 10)."
-    )
-    true_cfg_scale: StrictFloat | StrictInt | None = Field(
+    guidance_scale: Number | None = Field(None, ge=0, le=100, description="Distilled guidance (default 10).")
+    true_cfg_scale: Number | None = Field(
         None, ge=1, le=100, description="True CFG; 1 (default) is off, more doubles the work."
     )
-    guidance_rescale: StrictFloat | StrictInt | None = Field(
+    guidance_rescale: Number | None = Field(
         None, ge=0, le=1, description="Pull of true CFG back to the positive branch's deviation (default 0)."
     )
-    shift: StrictFloat | StrictInt | None = Field(
+    shift: Number | None = Field(
         None, gt=0, le=100, description="Shift of the noise schedule; absent: from the token count."
     )
     step_cache: Annotated[StepCacheSpec | None, BeforeValidator(_step_cache)] = Field(
@@ -139,17 +183,17 @@ class JobSpec(_Layer):
 class BatchSpec(_Layer):
     """A file of several jobs. `jobs` is checked one by one, so that every job's problems are found."""
 
-    version: Literal[1] = Field(1, description="Version of this schema.")
+    version: SchemaVersion = Field(1, description="Version of this schema.")
     defaults: dict[str, Any] | None = Field(None, description="Keys for every job that does not say otherwise.")
     jobs: list[Any] = Field(min_length=1, description="The jobs.")
 
 
 class _SingleJobFile(JobSpec):
-    version: Literal[1] = 1
+    version: SchemaVersion = 1
 
 
 class _BatchFile(_Layer):
-    version: Literal[1] = 1
+    version: SchemaVersion = 1
     defaults: JobSpec | None = None
     jobs: list[JobSpec] = Field(min_length=1)
 
@@ -165,7 +209,7 @@ def json_schema() -> dict[str, Any]:
     for properties in (single["properties"], definitions["JobSpec"]["properties"]):
         properties["loras"]["anyOf"][0]["items"] = lora
         properties["step_cache"]["anyOf"].insert(0, cache)
-    return {
+    schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "goan job file",
         "description": "One job, or defaults and a list of jobs.",
@@ -175,3 +219,14 @@ def json_schema() -> dict[str, Any]:
         ],
         "$defs": definitions,
     }
+    return dict(_in_schema_words(schema))
+
+
+# pydantic leaves its own names where a bound stands on an optional number.
+_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+
+
+def _in_schema_words(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, dict):
+        return {_BOUNDS.get(key, key): _in_schema_words(inner) for key, inner in value.items()}
+    return [_in_schema_words(inner) for inner in value] if isinstance(value, list) else value

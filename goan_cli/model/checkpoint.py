@@ -4,9 +4,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from goan_cli.errors import InvalidInput
 from goan_cli.tensorfile import TensorEntry, TensorHeader, read_header
+
+_INDEX = "*.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ def checkpoint_files(part: Path) -> tuple[Path, ...]:
         return (part,)
     if not part.is_dir():
         raise InvalidInput(f"{part}: no such file or folder")
-    indexes = sorted(part.glob("*.safetensors.index.json"))
+    indexes = sorted(part.glob(_INDEX))
     if indexes:
         return _shards(indexes[0])
     files = sorted(part.glob("*.safetensors"))
@@ -39,12 +42,26 @@ def checkpoint_files(part: Path) -> tuple[Path, ...]:
     raise InvalidInput(f"{part}: holds no safetensors weights")
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InvalidInput when there is none."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput(f"{index}: not a usable index of shards") from error
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{file}: not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{file}: not a JSON object")
+    return value
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+        raise InvalidInput(f"{index}: not a usable index of shards")
+    return weight_map
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = sorted(set(_weight_map(index).values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise InvalidInput(f"{index.parent}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
@@ -63,4 +80,9 @@ def read_checkpoint(part: Path) -> Checkpoint:
                 raise InvalidInput(f"{header.path}: {name} stands in {file_of[name].name} too")
             entries[name] = entry
             file_of[name] = header.path
+    if not entries:
+        raise InvalidInput(f"{part}: holds no tensors")
+    for index in sorted(part.glob(_INDEX)) if part.is_dir() else ():
+        if promised := [name for name in _weight_map(index) if name not in entries]:
+            raise InvalidInput(f"{index}: promises {len(promised)} tensors that no shard holds: {promised[0]}")
     return Checkpoint(files=files, entries=entries, file_of=file_of)

@@ -1,11 +1,10 @@
 """The architecture of a packed transformer as one dataclass."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from goan_cli.errors import InvalidInput
+from goan_cli.model.checkpoint import read_json
 
 _CLASSES = ("HunyuanVideoTransformer3DModelPacked", "HunyuanVideoFramepackTransformer3DModel")
 # Keys of the public configurations that name the one behaviour implemented here.
@@ -57,12 +56,7 @@ def read_config(part: Path) -> TransformerConfig:
     file = (part if part.is_dir() else part.parent) / "config.json"
     if not part.is_dir():
         return TransformerConfig()
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{file}: not a readable transformer configuration: {error}") from error
-    if not isinstance(values, dict):
-        raise InvalidInput(f"{file}: not a transformer configuration")
+    values = read_json(file)
     if (name := values.get("_class_name", _CLASSES[0])) not in _CLASSES:
         raise InvalidInput(f"{file}: describes a {name}, not a packed FramePack transformer")
     for key, allowed in _FIXED.items():

@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from goan_cli.documents import Document, checked, nearest, read_document
+from goan_cli.checking import SchemaVersion, checked, nearest
+from goan_cli.documents import Document, read_document
 from goan_cli.errors import InvalidInput, InvalidJobs, Problem
 from goan_cli.files import fingerprint
-from goan_cli.model.checkpoint import checkpoint_files, read_checkpoint
+from goan_cli.model.checkpoint import checkpoint_files, read_checkpoint, read_json
+from goan_cli.model.config import read_config
 
 MANIFEST = "pack.yaml"
 SHIPPED = {"tiny": Path(str(files("goan_cli"))) / "tiny" / "pack"}
@@ -23,7 +25,7 @@ _PartPath = Annotated[str, Field(min_length=1)]
 
 
 class _Manifest(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DefaultsSpec(_Manifest):
@@ -37,7 +39,7 @@ class DefaultsSpec(_Manifest):
 class PackSpec(_Manifest):
     """A manifest's keys. Paths are relative to the manifest; the defaults are the repositories' folders."""
 
-    version: Literal[1] = 1
+    version: SchemaVersion = 1
     name: str = Field(min_length=1)
     family: Literal["inverted", "f1"]
     transformer: _PartPath = "transformer"
@@ -57,6 +59,7 @@ _NEEDED_FILES = {
     "tokenizer_2": ("vocab.json", "merges.txt"),
     "feature_extractor": ("preprocessor_config.json",),
     "text_encoder": ("config.json",),
+    "transformer": ("config.json",),
     "text_encoder_2": ("config.json",),
     "vae": ("config.json",),
     "image_encoder": ("config.json",),
@@ -86,9 +89,13 @@ class Pack:
         """A hex digest of every weight file's fingerprint: equal identities render equal videos."""
         digest = hashlib.sha256(self.family.encode())
         for part in WEIGHTED:
-            for file in checkpoint_files(getattr(self, part)):
-                digest.update(f"{part}/{fingerprint(file)}\n".encode())
+            digest.update(f"{part}/{self.identity_of(part)}\n".encode())
         return digest.hexdigest()
+
+    def identity_of(self, part: str) -> str:
+        """A hex digest of one weighted part's files."""
+        files_of_part = checkpoint_files(getattr(self, part))
+        return hashlib.sha256("\n".join(fingerprint(file) for file in files_of_part).encode()).hexdigest()
 
 
 def find_pack(model: str) -> Pack:
@@ -104,7 +111,7 @@ def find_pack(model: str) -> Pack:
             raise InvalidInput(f"{root}: holds no {MANIFEST}", hint="a pack folder needs its manifest")
         if model in SHIPPED or "/" in model or "\\" in model:
             raise InvalidInput(f"{root}: no such model pack")
-        hint = f"{nearest(model, list(SHIPPED))}; a folder needs a slash, such as ./{model}"
+        hint = f"{nearest(model, list(SHIPPED))} A folder is written with a slash: ./{model}"
         raise InvalidInput(f"no model pack named {model}", hint=hint)
     document = read_document(manifest)
     spec = checked(PackSpec, document.data, document)
@@ -141,13 +148,23 @@ def _missing_parts(pack: Pack, document: Document) -> list[Problem]:
     for part in (*WEIGHTED, "tokenizer", "tokenizer_2", "feature_extractor"):
         folder: Path = getattr(pack, part)
         try:
-            if not folder.exists():
-                raise InvalidInput(f"{folder}: the pack's {part} is missing")
-            if part in WEIGHTED:
-                read_checkpoint(folder)
-            for name in _NEEDED_FILES.get(part, ()):
-                if not (folder / name).is_file():
-                    raise InvalidInput(f"{folder}: the pack's {part} lacks {name}")
+            _check_part(part, folder)
         except InvalidInput as error:
             problems.append(document.problem((part,), error.message, hint=error.hint))
     return problems
+
+
+def _check_part(part: str, folder: Path) -> None:
+    """Raise InvalidInput for a part that is missing, incomplete or damaged, as far as small files tell."""
+    if not folder.exists():
+        raise InvalidInput(f"{folder}: the pack's {part} is missing")
+    if part in WEIGHTED:
+        read_checkpoint(folder)
+    for name in _NEEDED_FILES.get(part, ()) if folder.is_dir() else ():
+        file = folder / name
+        if not file.is_file():
+            raise InvalidInput(f"{folder}: the pack's {part} lacks {name}")
+        if file.suffix == ".json":
+            read_json(file)
+    if part == "transformer":
+        read_config(folder)

@@ -1,6 +1,6 @@
 """Weights from memory-mapped safetensors: placed once, and re-read pristine whenever a bake needs them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -51,11 +51,14 @@ class PristineReader:
         return tensor
 
 
-def load_transformer(part: Path, *, device: torch.device, dtype: torch.dtype) -> tuple[PackedTransformer, WeightStore]:
+def load_transformer(
+    part: Path, *, device: torch.device, dtype: torch.dtype, unread: Collection[str] = ()
+) -> tuple[PackedTransformer, WeightStore]:
     """The packed transformer with its weights on `device`, and the store to re-read them from.
 
     Built on the meta device, then filled tensor by tensor. On the CPU, tensors that already have `dtype` are
     the mapped file itself (copy on write), so the model is in memory once. The final projection is in fp32.
+    Parameters in `unread` get memory and no values: a bake that follows fills them.
     Raises InvalidInput when names or shapes are not those of the configuration.
     """
     store = WeightStore(part)
@@ -63,9 +66,13 @@ def load_transformer(part: Path, *, device: torch.device, dtype: torch.dtype) ->
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     check_names_and_shapes(expected, store)
     with store.opened() as read:
-        weights = {
-            name: read(name).to(device, torch.float32 if name.startswith("proj_out.") else dtype) for name in expected
-        }
+        weights = {}
+        for name, shape in expected.items():
+            resident = torch.float32 if name.startswith("proj_out.") else dtype
+            if name in unread:
+                weights[name] = torch.empty(shape, device=device, dtype=resident)
+            else:
+                weights[name] = read(name).to(device, resident)
     model.load_state_dict(weights, assign=True)
     model.requires_grad_(False)  # noqa: FBT003 - torch's own name
     return model.eval(), store

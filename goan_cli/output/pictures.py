@@ -1,10 +1,11 @@
 """Still pictures and tensors beside a video: section previews, kept latents."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.numpy import save
 
 from goan_cli.files import replaced_when_complete, write_bytes
@@ -23,3 +24,19 @@ def write_preview(path: Path, strip: NDArray[np.uint8]) -> None:
 def write_latents(path: Path, latents: NDArray[np.float32]) -> None:
     """Final latents `(1, 16, n, h/8, w/8)` as safetensors, under the name `latents`."""
     write_bytes(path, save({"latents": np.ascontiguousarray(latents)}))
+
+
+def write_bars(path: Path, title: str, bars: Sequence[tuple[str, float, float]]) -> None:
+    """A chart as PNG: for each (label, value, share) a bar as long as the value, and both numbers."""
+    row, left, bar = 18, 260, 480
+    image = Image.new("RGB", (left + bar + 160, row * (len(bars) + 2)), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((8, 4), title, fill="black")
+    most = max((value for _, value, _ in bars), default=0.0) or 1.0
+    for number, (label, value, share) in enumerate(bars, start=1):
+        top = row * number + 8
+        draw.text((8, top), label, fill="black")
+        draw.rectangle([left, top, left + bar * value / most, top + row - 6], fill=(48, 120, 190))
+        draw.text((left + bar * value / most + 6, top), f"{value:.3%}  ({share:.1%} moved)", fill="black")
+    with replaced_when_complete(path) as temporary:
+        image.save(temporary)

@@ -1,6 +1,8 @@
 """The JSON beside a video: everything needed to say what it is, and to render it again."""
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +13,8 @@ from goan_cli.jobs.job import Job
 from goan_cli.output.video import VideoInfo
 
 SIDECAR_VERSION = 1
+# Characters that JSON allows as they are and YAML does not: a sidecar's settings are a job file again.
+_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,16 @@ def settings_of(job: Job) -> dict[str, Any]:
         "guidance_rescale": job.sampling.guidance_rescale,
         "shift": job.sampling.shift,
         "step_cache": {"kind": "teacache", "threshold": cache.threshold} if cache else "off",
-        "loras": [{"path": str(lora.path), "weight": lora.weight} for lora in job.loras],
+        "loras": [
+            {
+                "path": str(lora.path),
+                "weight": lora.weight,
+                "include": list(lora.include),
+                "exclude": list(lora.exclude),
+                "trusted": lora.trusted,
+            }
+            for lora in job.loras
+        ],
         "output": {
             "dir": str(job.output.dir),
             "keep_latents": job.output.keep_latents,
@@ -102,4 +115,14 @@ def settings_of(job: Job) -> dict[str, Any]:
 
 def write_sidecar(path: Path, content: Mapping[str, Any]) -> None:
     """Write the sidecar under a temporary name and rename it into place."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    write_text(path, _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """JSON has no infinity: such a ratio (of a change to zero weights) is null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

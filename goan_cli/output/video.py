@@ -1,7 +1,9 @@
 """Frames to an MP4 that every player takes: H.264, yuv420p, BT.709, streamed to ffmpeg as they come."""
 
 import subprocess
+import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from goan_cli.errors import EnvironmentFault, RenderFailed
 # The colours are converted by the matrix that the file then names; untagged files are guessed at by players.
 _TAGS = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 _COLOUR = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,{_TAGS}"]
-# No encoder version and no dates: the same frames make the same file.
-_REPRODUCIBLE = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"]
+# The same frames make the same file: no dates, and x264 notes its threads, so their number is fixed.
+_REPRODUCIBLE = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-threads", "4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,12 @@ class VideoInfo:
     fps: float
 
 
+def ffmpeg_version() -> str:
+    """The first line that ffmpeg says of itself. Raises EnvironmentFault when it cannot be run."""
+    result = _run([ffmpeg_path(), "-version"])
+    return result.stdout.split("\n", maxsplit=1)[0]
+
+
 def ffmpeg_path() -> str:
     """The ffmpeg that writes videos. Raises EnvironmentFault when there is none."""
     try:
@@ -35,48 +43,57 @@ def ffmpeg_path() -> str:
         raise EnvironmentFault("no ffmpeg found", hint="reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE") from error
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise EnvironmentFault(
+            f"{command[0]}: cannot be run: {error}", hint="reinstall imageio-ffmpeg, or mend IMAGEIO_FFMPEG_EXE"
+        ) from error
+
+
 def write_video(
     path: Path, chunks: Iterable[NDArray[np.uint8]], *, size: tuple[int, int], fps: float, crf: int
 ) -> VideoInfo:
     """Encode chunks of frames `(n, h, w, 3)` to `path`; at most one chunk is held at a time.
 
-    Raises RenderFailed with ffmpeg's own last words when encoding fails.
+    Raises RenderFailed with ffmpeg's own last words when encoding fails, and when there are no frames.
     """
-    ffmpeg_path()
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        size,
-        fps=fps,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        quality=None,
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-        output_params=["-crf", str(crf), *_COLOUR, "-movflags", "+faststart", *_REPRODUCIBLE],
-    )
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-"]
+    encode = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-movflags", "+faststart"]
+    command = [ffmpeg_path(), "-y", "-loglevel", "error", *raw, "-an", *encode, *_COLOUR, *_REPRODUCIBLE, str(path)]
     frames = 0
-    try:
-        writer.send(None)
-        for chunk in chunks:
-            for frame in chunk:
-                writer.send(np.ascontiguousarray(frame))
-                frames += 1
-    except OSError as error:
-        raise RenderFailed(f"{path.parent}: ffmpeg could not write the video: {_last_words(error)}") from error
-    finally:
-        writer.close()
-    if not path.is_file() or path.stat().st_size == 0:
-        raise RenderFailed(f"{path.parent}: ffmpeg wrote no video", hint="is the disk full?")
+    with tempfile.TemporaryFile() as words:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words)
+        except OSError as error:
+            raise EnvironmentFault(f"{command[0]}: cannot be run: {error}") from error
+        try:
+            with process:
+                frames = _feed(process, chunks)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if process.returncode or not frames or not path.is_file():
+            words.seek(0)
+            lines = [line.strip() for line in words.read().decode(errors="replace").splitlines() if line.strip()]
+            said = "there were no frames" if not frames else (lines[-1] if lines else f"exit {process.returncode}")
+            raise RenderFailed(f"{path.parent}: ffmpeg could not write the video: {said}")
     return VideoInfo(frames=frames, size=size, fps=fps)
 
 
-def _last_words(error: OSError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else str(error)
-
-
-def ffmpeg_version() -> str:
-    """The first line that ffmpeg says of itself."""
-    result = subprocess.run([ffmpeg_path(), "-version"], capture_output=True, text=True, check=False)
-    return result.stdout.split("\n", maxsplit=1)[0]
+def _feed(process: "subprocess.Popen[bytes]", chunks: Iterable[NDArray[np.uint8]]) -> int:
+    """Write all frames to ffmpeg; returns their number. Stops early when ffmpeg does, who then says why."""
+    frames = 0
+    if process.stdin is None:
+        raise RenderFailed("ffmpeg takes no frames")
+    for chunk in chunks:
+        try:
+            process.stdin.write(np.ascontiguousarray(chunk).tobytes())
+        except BrokenPipeError:
+            break
+        frames += len(chunk)
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    return frames

@@ -1,0 +1,67 @@
+"""What many tests need: a folder with a start image and a LoRA, and what planning says of a job file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import settings as hypothesis_settings
+from PIL import Image
+from safetensors.numpy import save_file
+
+from goan_cli.errors import InvalidJobs
+from goan_cli.jobs.load import load_requests, settings_document
+from goan_cli.render.plan import RenderPlan, plan_renders
+
+# How long an example takes depends on the machine, and is no property of the code.
+hypothesis_settings.register_profile("goan", deadline=None)
+hypothesis_settings.load_profile("goan")
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+TARGET = "lora_unet_transformer_blocks_0_attn_to_q"  # a linear of the tiny model, 64 x 64
+WIDTH = 64
+# A job that the folder's files complete; one section keeps it short.
+MINIMAL: Mapping[str, Any] = {"image": "start.png", "prompt": "a ball", "sections": 1}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, holding a start image and a LoRA for the tiny model."""
+    monkeypatch.chdir(tmp_path)
+    Image.linear_gradient("L").resize((160, 120)).convert("RGB").save(tmp_path / "start.png")
+    write_lora(tmp_path / "style.safetensors")
+    return tmp_path
+
+
+def write_lora(path: Path, *, up: float = 0.01, target: str = TARGET, width: int = WIDTH, drop: str = "") -> Path:
+    """A rank-2 LoRA in kohya's layout for one linear; `drop` leaves out the keys that end with it."""
+    tensors = {
+        f"{target}.lora_down.weight": np.full((2, width), 0.1, dtype=np.float32),
+        f"{target}.lora_up.weight": np.full((width, 2), up, dtype=np.float32),
+        f"{target}.alpha": np.array(2.0, dtype=np.float32),
+    }
+    kept = {key: tensor for key, tensor in tensors.items() if not drop or not key.endswith(drop)}
+    save_file(kept, path)
+    return path
+
+
+def write_jobs(path: Path, content: object) -> Path:
+    """A job file of data, or of text as it is."""
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def plan_files(*files: Path, settings: Sequence[str] = (), out: Path | None = None) -> list[RenderPlan]:
+    """Plans of job files, with `--set` settings on top."""
+    overrides = settings_document(settings, {}) if settings else None
+    requests, problems = load_requests(files, overrides)
+    return plan_renders(requests, problems, out=out)
+
+
+def problems_in(*files: Path, settings: Sequence[str] = ()) -> list[str]:
+    """What is wrong with job files, one line a problem."""
+    with pytest.raises(InvalidJobs) as caught:
+        plan_files(*files, settings=settings)
+    return [str(problem) for problem in caught.value.problems]

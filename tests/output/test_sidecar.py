@@ -1,0 +1,157 @@
+"""Sidecars: JSON that says what a video is, and makes its job again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from goan_cli.jobs.job import Job
+from goan_cli.output.sidecar import PackRecord, RenderRecord, settings_of, sidecar, write_sidecar
+from goan_cli.output.video import VideoInfo
+from tests.conftest import MINIMAL, plan_files, write_jobs
+
+RICH = {
+    "image": "start.png",
+    "prompt": "Größe: 漢字 🙂 — 'a' \"b\" #c\n[d]: {e}\ttab",
+    "negative_prompt": "off",
+    "seconds": 2,
+    "fps": 23.976,
+    "size": [48, 64],
+    "seed": 2**63 - 1,
+    "steps": 3,
+    "window": 2,
+    "guidance_scale": 6,
+    "true_cfg_scale": 2.5,
+    "guidance_rescale": 0.7,
+    "shift": 3.25,
+    "step_cache": {"threshold": 0.1},
+    "loras": [{"path": "style.safetensors", "weight": 0.3}, {"path": "style.safetensors", "weight": -1}],
+    "output": {"dir": "out", "keep_latents": True, "crf": 1},
+}
+RECORD = RenderRecord(
+    pack=PackRecord(name="tiny", family="inverted", manifest=Path("/packs/pack.yaml"), identity="abc"),
+    image_sha256="def",
+    bake={"moved": 1.0},
+    computed_steps=[[0, 1, 2], [0, 2]],
+    timings={"sample": 1.23456},
+    seconds_per_step=0.123456,
+    device="cpu",
+    dtype="float32",
+    versions={"torch": "2"},
+    notes=["a note"],
+)
+
+
+def job_of(folder: Path, job: dict[str, Any], name: str = "shot") -> Job:
+    """The resolved job of a file."""
+    (plan,) = plan_files(write_jobs(folder / f"{name}.yaml", job))
+    return plan.job
+
+
+def content_of(job: Job) -> dict[str, Any]:
+    """A whole sidecar."""
+    return sidecar(job, RECORD, VideoInfo(frames=25, size=job.size, fps=job.fps), "123")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        dict(MINIMAL),
+        {"image": "start.png", "prompt": ""},
+        {**MINIMAL, "preset": "draft"},
+        {**MINIMAL, "preset": "quality", "seed": 0, "guidance_scale": 0},
+        {**MINIMAL, "loras": ["style.safetensors"], "step_cache": "off"},
+        RICH,
+    ],
+    ids=["minimal", "five-seconds", "draft", "quality", "lora", "rich"],
+)
+def test_settings_make_the_job_again(folder: Path, job: dict[str, Any]) -> None:
+    """A sidecar's settings, read back from its JSON as a job file anywhere, resolve to the very same job."""
+    first = job_of(folder, job)
+    write_sidecar(folder / "shot.json", content_of(first))
+    settings = json.loads((folder / "shot.json").read_text(encoding="utf-8"))["settings"]
+    (folder / "elsewhere").mkdir()
+    again = job_of(folder / "elsewhere", settings, name="shot")
+    assert again == replace(first, seconds=None, seed_drawn=False)
+
+
+def test_settings_of_a_long_video(folder: Path) -> None:
+    """The longest video that may be asked for in seconds can be asked for again from its sidecar."""
+    first = job_of(folder, {"image": "start.png", "prompt": "x", "seconds": 600})
+    again = job_of(folder, settings_of(first), name="again")
+    assert again.sections == first.sections
+
+
+def test_settings_as_a_yaml_file(folder: Path) -> None:
+    """Settings copied as JSON text into a YAML file mean the same, since JSON is YAML."""
+    first = job_of(folder, RICH)
+    text = json.dumps(settings_of(first), indent=2, ensure_ascii=False)
+    (folder / "copied.yaml").write_text(text, encoding="utf-8")
+    (plan,) = plan_files(folder / "copied.yaml")
+    assert plan.job.prompt == first.prompt
+    assert settings_of(plan.job) == settings_of(first)
+    assert yaml.safe_load(text) == settings_of(first)
+
+
+@pytest.mark.parametrize("prompt", ["a\x7fb", "a\x85b", "a\u2028b", "a\x07b"])
+def test_control_characters_survive(folder: Path, prompt: str) -> None:
+    """A prompt with control characters, pasted on a command line, comes back from the sidecar's own text."""
+    first = replace(job_of(folder, dict(MINIMAL)), prompt=prompt)
+    write_sidecar(folder / "out.json", content_of(first))
+    text = (folder / "out.json").read_text(encoding="utf-8")
+    assert json.loads(text)["settings"]["prompt"] == prompt
+    settings = text[text.index('"settings": {') + len('"settings": ') : text.index('"seed_drawn"')].strip().rstrip(",")
+    (folder / "copied.yaml").write_text(settings, encoding="utf-8")
+    (plan,) = plan_files(folder / "copied.yaml")
+    assert plan.job.prompt == prompt
+
+
+def test_a_drawn_seed_is_recorded(folder: Path) -> None:
+    """A seed that was drawn stands in the settings, and that it was drawn stands beside them."""
+    job = job_of(folder, dict(MINIMAL))
+    content = content_of(job)
+    assert content["settings"]["seed"] == job.sampling.seed
+    assert content["seed_drawn"] is True
+    assert content_of(job_of(folder, {**MINIMAL, "seed": 5}))["seed_drawn"] is False
+
+
+def test_content(folder: Path) -> None:
+    """A sidecar names the video and its hash, the inputs, the pack, the bake, and what each section was."""
+    job = job_of(folder, RICH)
+    content = json.loads(json.dumps(content_of(job)))
+    assert content["version"] == 1
+    assert content["name"] == "shot"
+    assert content["video"] == {
+        "file": "shot.mp4",
+        "sha256": "123",
+        "frames": 25,
+        "fps": 23.976,
+        "width": 48,
+        "height": 64,
+        "seconds": 1.042709,
+    }
+    assert content["inputs"]["image"]["sha256"] == "def"
+    assert content["inputs"]["image"]["source"] == [160, 120]
+    assert content["pack"] == {
+        "name": "tiny",
+        "family": "inverted",
+        "manifest": "/packs/pack.yaml",
+        "identity": "abc",
+    }
+    assert content["bake"] == {"moved": 1.0}
+    assert [section["frames"] for section in content["sections"]] == [
+        list(section.frames) for section in job.sections.sections
+    ]
+    assert content["computed_steps"] == [[0, 1, 2], [0, 2]]
+    assert content["notes"] == ["a note"]
+
+
+def test_written_as_one(tmp_path: Path) -> None:
+    """A sidecar is UTF-8 JSON that people can read, put in place as a whole."""
+    path = tmp_path / "deep" / "a.json"
+    write_sidecar(path, {"prompt": "Größe", "path": Path("/a")})
+    assert path.read_text(encoding="utf-8") == '{\n  "prompt": "Größe",\n  "path": "/a"\n}\n'
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
