@@ -1,5 +1,6 @@
 """The `goan` command: registers the commands, and turns every failure into one message and an exit code."""
 
+import io
 import logging
 import sys
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from goan_cli import __version__
 from goan_cli.cli.doctor import doctor
+from goan_cli.cli.lora import lora
 from goan_cli.cli.plan import plan
 from goan_cli.cli.presets import presets
 from goan_cli.cli.render import render
@@ -26,6 +28,7 @@ app.command()(plan)
 app.command()(presets)
 app.command()(schema)
 app.command()(doctor)
+app.add_typer(lora)
 
 
 def _show_version(value: bool) -> None:
@@ -49,6 +52,9 @@ def goan(
 
 def main() -> None:
     """Run the command line; every GoanError becomes its message and exit code, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
     try:
         app()
     except GoanError as error:

@@ -53,7 +53,7 @@ class RunConsole:
             plural = "" if len(plan.loras) == 1 else "s"
             loras = f", {len(plan.loras)} LoRA{plural}" if plan.loras else ""
             self._line(
-                f"[bold]{escape(job.name)}[/bold]: {plan.pack.name}, {job.size[0]}x{job.size[1]}, "
+                f"[bold]{escape(job.name)}[/bold]: {escape(plan.pack.name)}, {job.size[0]}x{job.size[1]}, "
                 f"{job.sections.frames} frames ({job.sections.frames / job.fps:.2f} s), "
                 f"{count} x {job.sampling.steps} steps, seed {job.sampling.seed}{loras}"
             )
@@ -114,11 +114,11 @@ class RunConsole:
 
     def _bake(self, report: BakeReport) -> None:
         for file in report.files:
-            low, high = file.ranks
-            rank = f"rank {low}" if low == high else f"ranks {low} to {high}"
+            low, high = file.ranks or (0, 0)
+            rank = f", rank {low}" if low == high else f", ranks {low} to {high}"
             self._line(
                 f"  baked {escape(file.path.name)} x {file.weight:g}: {file.matched_keys} of {file.keys} keys, "
-                f"{file.modules} modules, {rank}"
+                f"{file.modules} modules, {' and '.join(file.algorithms)}{rank if file.ranks else ''}"
             )
         self._line(
             f"  change {report.relative_change:.2%} of the weights' norm, {report.moved:.1%} of their values moved "

@@ -10,6 +10,7 @@ def doctor() -> None:
     import shutil
 
     import torch
+    from rich.markup import escape
 
     from goan_cli import __version__
     from goan_cli.cli.machine import gpu_rows, memory_text, pack_rows
@@ -44,7 +45,7 @@ def doctor() -> None:
 
     console = make_console()
     for label, text in rows:
-        console.print(f"[cyan]{label:<12}[/cyan]{text}")
+        console.print(f"[cyan]{label:<12}[/cyan]{escape(text)}")
     if not can_render:
         console.print("[red]this machine cannot render: see above[/red]")
         raise typer.Exit(3)

@@ -67,12 +67,13 @@ def _keys(asked: Asked) -> dict[str, Any]:
         "seconds": asked.seconds,
         "seed": asked.seed,
         "name": asked.name,
-        "loras": [_lora(text) for text in asked.loras] or None,
+        "loras": [lora_and_weight(text) for text in asked.loras] or None,
     }
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _lora(text: str) -> dict[str, Any]:
+def lora_and_weight(text: str) -> dict[str, Any]:
+    """`FILE` or `FILE:WEIGHT` as the keys of a job's LoRA."""
     path, colon, weight = text.rpartition(":")
     try:
         return {"path": path, "weight": float(weight)} if colon and path else {"path": text}

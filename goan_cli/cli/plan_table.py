@@ -1,6 +1,7 @@
 """A render plan as a table for people."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from goan_cli.jobs.job import Job
@@ -15,8 +16,8 @@ def show_plan(console: Console, plan: RenderPlan) -> None:
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
     for label, text in _rows(plan):
-        grid.add_row(label, text)
-    console.rule(f"[bold]{job.name}", align="left")
+        grid.add_row(label, escape(text))
+    console.rule(f"[bold]{escape(_without_drawn_seed(job, job.name))}", align="left")
     console.print(grid)
     console.print(_section_table(job))
 
@@ -29,15 +30,20 @@ def _rows(plan: RenderPlan) -> list[tuple[str, str]]:
         rows.append(("negative", job.negative_prompt))
     rows += [
         ("video", _video(job)),
-        ("sampling", f"{len(job.sections.sections)} sections of {sampling.steps} steps, window {job.sections.window}"),
+        ("sampling", _sampling(job)),
         ("guidance", f"distilled {sampling.guidance_scale:g}, true CFG {_cfg(job)}"),
         ("step cache", f"TeaCache, threshold {cache.threshold:g} (approximate)" if cache else "off"),
         ("seed", "drawn when it renders" if job.seed_drawn else str(sampling.seed)),
         *(("LoRA", _lora(lora)) for lora in plan.loras),
         *(("note", note) for note in plan.notes),
-        ("output", str(job.video)),
+        ("output", _without_drawn_seed(job, str(job.video))),
     ]
     return rows
+
+
+def _without_drawn_seed(job: Job, text: str) -> str:
+    """A name made from a seed that the render will draw anew."""
+    return text.replace(str(job.sampling.seed), "SEED") if job.seed_drawn else text
 
 
 def _image(job: Job) -> str:
@@ -56,7 +62,16 @@ def _video(job: Job) -> str:
 def _lora(lora: PlannedLora) -> str:
     adapter = lora.adapter
     acting = f"{adapter.matched_keys} of {adapter.keys} keys act on {len(adapter.targets)} modules"
-    return f"{adapter.path} x {lora.weight:g}: {acting}"
+    return f"{adapter.path} x {lora.use.weight:g}: {acting}"
+
+
+def _sampling(job: Job) -> str:
+    sections, steps = _count(len(job.sections.sections), "section"), _count(job.sampling.steps, "step")
+    return f"{sections} of {steps}, window {job.sections.window}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _cfg(job: Job) -> str:

@@ -10,11 +10,30 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a tensor is to its module."""
+    """What a tensor is to its module. Values are the names that files use, LoRA's two factors apart."""
 
     DOWN = "down"
     UP = "up"
+    MID = "lora_mid"
+    UP_BIAS = "lora_B.bias"
     ALPHA = "alpha"
+    DORA_SCALE = "dora_scale"
+    MAGNITUDE = "lora_magnitude_vector"
+    HADA_W1_A = "hada_w1_a"
+    HADA_W1_B = "hada_w1_b"
+    HADA_W2_A = "hada_w2_a"
+    HADA_W2_B = "hada_w2_b"
+    HADA_T1 = "hada_t1"
+    HADA_T2 = "hada_t2"
+    LOKR_W1 = "lokr_w1"
+    LOKR_W1_A = "lokr_w1_a"
+    LOKR_W1_B = "lokr_w1_b"
+    LOKR_W2 = "lokr_w2"
+    LOKR_W2_A = "lokr_w2_a"
+    LOKR_W2_B = "lokr_w2_b"
+    LOKR_T2 = "lokr_t2"
+    DIFF = "diff"
+    DIFF_BIAS = "diff_b"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +73,19 @@ PARAMETERS: tuple[tuple[str, Role], ...] = (
     (".lora_linear_layer.up.weight", Role.UP),
     (".lora_A", Role.DOWN),
     (".lora_B", Role.UP),
-    (".alpha", Role.ALPHA),
+    (".lora_mid.weight", Role.MID),
+    (".lora_B.bias", Role.UP_BIAS),
+    (".lora_B.default.bias", Role.UP_BIAS),
+    (".lora_magnitude_vector", Role.MAGNITUDE),
+    (".lora_magnitude_vector.weight", Role.MAGNITUDE),
+    (".lora_magnitude_vector.default.weight", Role.MAGNITUDE),
+    (".w_norm", Role.DIFF),
+    (".b_norm", Role.DIFF_BIAS),
+    *(
+        (f".{role}", role)
+        for role in Role
+        if role in ("alpha", "dora_scale", "diff", "diff_b") or role.startswith(("hada_", "lokr_"))
+    ),
 )
 
 # Tensors of the text encoders, which a render does not train: skipped with a count.
@@ -68,12 +99,6 @@ TEXT_ENCODER_PREFIXES = (
 
 # The end of a key -> what it belongs to, for files that are refused by name.
 REFUSED: tuple[tuple[str, str], ...] = (
-    (r"\.lora_mid\.weight$", "LoCon with a middle tensor"),
-    (r"\.(hada_[a-z0-9_]+)$", "LoHa"),
-    (r"\.(lokr_[a-z0-9_]+)$", "LoKr"),
-    (r"\.(dora_scale|lora_magnitude_vector(\.weight|\.default\.weight)?)$", "DoRA"),
-    (r"\.(diff|diff_b|w_norm|b_norm)$", "full weight differences"),
-    (r"\.lora_B(\.default)?\.bias$", "LoRA with a bias"),
     (r"\.lora_E$", "AdaLoRA"),
     (r"\.(a1|a2|b1|b2)\.weight$", "GLoRA"),
     (r"\.(oft_blocks|oft_diag|oft_R\.weight|boft_[a-zA-Z_]+)$", "OFT or BOFT"),
@@ -99,10 +124,16 @@ def parse_key(key: str) -> ParsedKey | None:
     for suffix, role in PARAMETERS:
         if inner.endswith(suffix):
             name = inner.removesuffix(suffix)
-            prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))
+            prefix = key_prefix(name)
             module = name.removeprefix(prefix).replace("_orig_mod.", "")
             return ParsedKey(prefix=prefix, module=flattened(module), role=role) if module else None
     return None
+
+
+def key_prefix(key: str) -> str:
+    """The writer's prefix of a key, wrappers apart; empty where it has none."""
+    inner = _unwrapped(key)
+    return next(prefix for prefix in PREFIXES if inner.startswith(prefix))
 
 
 def flattened(module: str) -> str:

@@ -40,9 +40,11 @@ def read_peft_scale(metadata: Mapping[str, str]) -> PeftScale | None:
         values = json.loads(metadata[METADATA_KEY])
         # Written by a pipeline, every key carries the component's name.
         config: dict[str, Any] = {key.removeprefix("transformer."): value for key, value in values.items()}
+        initialisation = str(config.get("init_lora_weights", "")).lower()
+        if initialisation.startswith(("pissa", "olora")):
+            raise LoraRefused(f"trained with init_lora_weights={initialisation}, which alters the base weights")
         if "lora_alpha" not in config:
             return None
-        initialisation = str(config.get("init_lora_weights", "")).lower()
         scale = PeftScale(
             lora_alpha=float(config["lora_alpha"]),
             use_rslora=bool(config.get("use_rslora")),
@@ -52,6 +54,4 @@ def read_peft_scale(metadata: Mapping[str, str]) -> PeftScale | None:
             re.compile(pattern)
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise LoraRefused(f"its metadata {METADATA_KEY} cannot be read: {error}") from error
-    if initialisation.startswith(("pissa", "olora")):
-        raise LoraRefused(f"trained with init_lora_weights={initialisation}, which alters the base weights")
     return scale

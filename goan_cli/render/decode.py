@@ -56,6 +56,8 @@ def cross_fade(leaving: Tensor, coming: Tensor) -> Tensor:
 def vae_decoder(vae: Any) -> Decode:  # noqa: ANN401
     """A function that decodes scaled latents with this VAE, fp32 on the CPU out."""
 
+    # Not around the whole generator: its caller would be left in inference mode between two chunks.
+    @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:
         scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
         pixels: Tensor = vae.decode(scaled, return_dict=False)[0]

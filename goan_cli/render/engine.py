@@ -2,9 +2,9 @@
 
 import gc
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from goan_cli.errors import RenderFailed
-from goan_cli.files import sha256_of
-from goan_cli.lora.bake import LoraFile, bake, recipe_of, restore
-from goan_cli.lora.report import BakeRecipe, BakeReport, LoraSource
+from goan_cli.lora.bake import LoraFile, bake, file_reports, recipe_of, restore
+from goan_cli.lora.report import BakeRecipe, BakeReport
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.model.weights import parameters_of
 from goan_cli.render.conditioning import Conditioning
@@ -33,6 +32,7 @@ from goan_cli.render.events import (
     ignore,
 )
 from goan_cli.render.image import fitted_pixels, start_latent
+from goan_cli.render.lora_files import lora_file
 from goan_cli.render.parts import Parts
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.preview import filmstrip
@@ -66,7 +66,7 @@ class Engine:
         self.previews = previews
         self.timings: dict[Stage, float] = {}
         self._parts: Parts | None = None
-        self._baked = BakeRecipe()
+        self._baked: str | None = None  # identity of the recipe in the weights
         self._touched: set[str] = set()
         self._report: BakeReport | None = None
 
@@ -105,70 +105,64 @@ class Engine:
     def sample(self, plan: RenderPlan, conditioning: Conditioning) -> Sampled:
         """Bake the plan's LoRAs where they are not baked yet, and sample every section."""
         parts = self._parts_for(plan)
+        loras = [lora_file(lora) for lora in plan.loras]
+        wanted = recipe_of(parts.base_identity(), loras)
+        to_bake = {name for lora in loras for name in lora.adapter.parameters}
         with self._stage(Stage.LOAD):
-            model, _ = parts.transformer()
-        with self._stage(Stage.BAKE):
-            self._bake(plan, model)
+            if not parts.has_transformer:
+                # What the bake will write is not read first.
+                self._touched, self._baked = set(to_bake), None
+            model, _ = parts.transformer(unread=to_bake)
+        if self._baked != wanted.identity:
+            with self._stage(Stage.BAKE):
+                self._bake(parts, model, loras, wanted, to_bake)
         latents, computed_steps = conditioning.start_latent, []
         with self._stage(Stage.SAMPLE), self._out_of_memory_explained():
             for so_far, computed in self._sections(plan, model, conditioning):
                 latents = so_far
                 computed_steps.append(computed)
-        return Sampled(latents=latents, computed_steps=tuple(computed_steps), bake=self._report)
+        # The same recipe may have been baked from other paths: the report names this job's.
+        report = None if self._report is None else replace(self._report, files=file_reports(loras))
+        return Sampled(latents=latents, computed_steps=tuple(computed_steps), bake=report)
 
     def frames(self, plan: RenderPlan, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
         """Decode latents to frames `(n, h, w, 3)` in viewing order, a stretch at a time."""
         parts = self._parts_for(plan)
         with self._stage(Stage.LOAD):
             decode = vae_decoder(parts.vae())
-        with self._stage(Stage.DECODE), self._out_of_memory_explained(), torch.inference_mode():
+        with self._stage(Stage.DECODE), self._out_of_memory_explained():
             for pixels in decode_video(latents, plan.job.sections, decode):
                 yield to_uint8(pixels).numpy()
 
     def _parts_for(self, plan: RenderPlan) -> Parts:
         if self._parts is None or self._parts.pack != plan.pack:
             self._parts = None
-            self._baked, self._report = BakeRecipe(), None
-            self._touched.clear()
             gc.collect()
             self._parts = Parts(plan.pack, self.device, self.precision)
         return self._parts
 
-    def _bake(self, plan: RenderPlan, model: PackedTransformer) -> None:
-        """Bring the weights from the recipe they hold to the plan's, from pristine bytes."""
-        loras = [
-            LoraFile(
-                adapter=lora.adapter,
-                source=LoraSource(path=lora.adapter.path, sha256=sha256_of(lora.adapter.path), weight=lora.weight),
-            )
-            for lora in plan.loras
-        ]
-        wanted = recipe_of(loras)
-        if wanted.identity == self._baked.identity:
-            return
+    def _bake(
+        self, parts: Parts, model: PackedTransformer, loras: list[LoraFile], wanted: BakeRecipe, to_bake: set[str]
+    ) -> None:
+        """Bring the weights from the recipe they hold to the wanted one, from pristine bytes."""
         parameters = parameters_of(model)
-        stale = self._touched - {f"{target}.weight" for lora in loras for target in lora.adapter.targets}
-        self._restore(parameters, stale)
-        if not loras:
-            self._baked, self._report = wanted, None
-            return
-        _, store = self._parts_for(plan).transformer()
-        try:
-            with store.opened() as pristine:
-                self._report = bake(parameters, pristine, loras, touched=self._touched)
-        except BaseException:
-            self._restore(parameters, set(self._touched))
-            self._baked, self._report = BakeRecipe(), None
-            raise
-        self._baked = wanted
-        self._tell(Baked(report=self._report))
-
-    def _restore(self, parameters: Mapping[str, Tensor], names: set[str]) -> None:
-        if names and self._parts is not None:
-            _, store = self._parts.transformer()
-            with store.opened() as pristine:
-                restore(parameters, pristine, names)
-            self._touched -= names
+        _, store = parts.transformer()
+        self._baked, self._report = None, None
+        with store.opened() as pristine:
+            stale = self._touched - to_bake
+            restore(parameters, pristine, stale)
+            self._touched -= stale
+            if loras:
+                try:
+                    self._report = bake(parameters, pristine, loras, base=wanted.base, touched=self._touched)
+                except BaseException:
+                    restore(parameters, pristine, self._touched)
+                    self._touched = set()
+                    self._baked = BakeRecipe(base=wanted.base).identity
+                    raise
+        self._baked = wanted.identity
+        if self._report is not None:
+            self._tell(Baked(report=self._report))
 
     def _sections(
         self, plan: RenderPlan, model: PackedTransformer, conditioning: Conditioning

@@ -1,5 +1,6 @@
 """The parts of one pack, each loaded once, and on a small card only the one at work on the device."""
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,7 @@ class Parts:
         self._image: ImageEncoder | None = None
         self._vae: Any = None
         self._transformer: tuple[PackedTransformer, WeightStore] | None = None
+        self._base_identity: str | None = None
 
     def text_encoders(self) -> TextEncoders:
         """Llama and CLIP, on the device."""
@@ -65,12 +67,26 @@ class Parts:
         self._make_room(self._vae)
         return self._vae
 
-    def transformer(self) -> tuple[PackedTransformer, WeightStore]:
-        """The packed transformer, on the device, and the store of its pristine weights."""
+    @property
+    def has_transformer(self) -> bool:
+        """Whether the transformer is loaded."""
+        return self._transformer is not None
+
+    def base_identity(self) -> str:
+        """What tells this transformer's checkpoint from others."""
+        if self._base_identity is None:
+            self._base_identity = self.pack.identity_of("transformer")
+        return self._base_identity
+
+    def transformer(self, *, unread: Collection[str] = ()) -> tuple[PackedTransformer, WeightStore]:
+        """The packed transformer, on the device, and the store of its pristine weights.
+
+        If it is loaded only now, the parameters in `unread` are left for a bake to fill.
+        """
         if self._transformer is None:
             self._make_room(None)
             self._transformer = load_transformer(
-                self.pack.transformer, device=self.device, dtype=self.precision.transformer
+                self.pack.transformer, device=self.device, dtype=self.precision.transformer, unread=unread
             )
         self._make_room(self._transformer[0])
         return self._transformer

@@ -1,25 +1,30 @@
 """From requests to render plans: packs found, jobs resolved, LoRA files matched. No torch, nothing loaded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, Problem
-from goan_cli.jobs.job import Job, ModelDefaults
+from goan_cli.jobs.job import Job, LoraUse, ModelDefaults
 from goan_cli.jobs.load import JobRequest
-from goan_cli.jobs.resolve import DEFAULT_MODEL, resolve_job
+from goan_cli.jobs.resolve import DEFAULT_MODEL, lora_use, resolve_job
+from goan_cli.jobs.schema import LoraSpec
 from goan_cli.jobs.sections import Family
-from goan_cli.lora.adapter import Adapter, Shapes, read_adapter
+from goan_cli.lora.adapter import Adapter, Selection, Shapes, read_adapter
 from goan_cli.model.checkpoint import read_checkpoint
 from goan_cli.model.pack import Pack, find_pack
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedLora:
-    """A LoRA file matched with the job's model, and its weight."""
+    """A LoRA of the job, and its file matched with the job's model."""
 
+    use: LoraUse
     adapter: Adapter
-    weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +69,42 @@ def plan_renders(
         found += wrong
         if plan is not None:
             plans.append((request, plan))
-    owners: dict[str, JobRequest] = {}
-    for request, plan in plans:
-        video = str(plan.job.video)
-        if video.casefold() in owners:
-            found.append(request.problem(("name",), f"two jobs would write {video}", hint="give them other names"))
-        owners.setdefault(video.casefold(), request)
+    found += _output_problems(plans)
     if found:
         raise InvalidJobs(found)
     return [plan for _, plan in plans]
+
+
+def _output_problems(plans: Sequence[tuple[JobRequest, RenderPlan]]) -> list[Problem]:
+    """Results that would overwrite each other, or a file that a job is made from, or that cannot be there."""
+    found: list[Problem] = []
+    inputs: dict[str, Path] = {}
+    for request, plan in plans:
+        for path in (request.origin.document.file, plan.job.image, *(lora.path for lora in plan.job.loras)):
+            if path is not None:
+                inputs[_place(path)] = path
+    owners: set[str] = set()
+    for request, plan in plans:
+        job = plan.job
+        if _place(job.video) in owners:
+            found.append(request.problem(("name",), f"two jobs would write {job.video}", hint="give them other names"))
+        owners.add(_place(job.video))
+        for path in (job.video, job.sidecar):
+            if _place(path) in inputs:
+                found.append(
+                    request.problem(("name",), f"the result {path} would replace a file that a job is made from")
+                )
+            if path.is_dir():
+                found.append(request.problem(("name",), f"the result {path} is a folder already"))
+        folder = next(place for place in (job.output.dir, *job.output.dir.parents) if place.exists())
+        if not folder.is_dir():
+            found.append(request.problem(("output", "dir"), f"{folder}: is a file, not a folder"))
+    return found
+
+
+def _place(path: Path) -> str:
+    """Equal for all spellings of one place, also where letters' case makes no difference."""
+    return os.path.realpath(path).casefold()
 
 
 def _plan(request: JobRequest, packs: _Packs, out: Path | None) -> tuple[RenderPlan | None, list[Problem]]:
@@ -88,25 +120,39 @@ def _plan(request: JobRequest, packs: _Packs, out: Path | None) -> tuple[RenderP
     job, problems = resolve_job(request, defaults, out=out)
     loras: list[PlannedLora] = []
     notes: list[str] = []
-    for index, use in enumerate(request.spec.loras or ()):
-        path = Path(use.path)
-        if not path.is_file():
+    for index, spec in enumerate(request.spec.loras or ()):
+        use = lora_use(spec)
+        if not use.path.is_file():
             continue  # resolve_job has said so
+        selection = Selection(include=use.include, exclude=use.exclude)
         try:
-            adapter = read_adapter(path, shapes)
+            adapter = read_adapter(use.path, shapes, selection=selection, trusted=use.trusted)
         except InvalidInput as error:
             problems.append(request.problem(("loras", index, "path"), error.message, hint=error.hint))
             continue
         if use.weight == 0:
-            notes.append(f"{path.name} has weight 0 and is left out")
+            notes.append(f"{use.path.name} has weight 0 and is left out")
         else:
-            loras.append(PlannedLora(adapter=adapter, weight=float(use.weight)))
-        notes += [f"{path.name}: {count} {rule} skipped" for rule, count in adapter.skipped.items()]
+            loras.append(PlannedLora(use=use, adapter=adapter))
+        notes += [f"{use.path.name}: skipped {count} {rule}" for rule, count in adapter.skipped.items()]
     if job is None or problems:
         return None, problems
     return RenderPlan(job=job, pack=pack, loras=tuple(loras), notes=tuple(notes)), []
 
 
-def with_seed(plan: RenderPlan, seed: int) -> RenderPlan:
-    """The same plan under another seed."""
-    return replace(plan, job=replace(plan.job, sampling=replace(plan.job.sampling, seed=seed)))
+def match_loras(pack: Pack, loras: Sequence[Mapping[str, Any]]) -> list[PlannedLora]:
+    """LoRAs given by the keys of a job, outside of one, matched with a pack; paths relative to the current folder.
+
+    Raises InvalidInput for a missing or refused file, or a weight out of range.
+    """
+    shapes = {name: entry.shape for name, entry in read_checkpoint(pack.transformer).entries.items()}
+    matched = []
+    for keys in loras:
+        try:
+            use = lora_use(LoraSpec.model_validate(keys))
+        except ValidationError as error:
+            raise InvalidInput(f"{keys['path']}: {error.errors()[0]['msg']}") from error
+        selection = Selection(include=use.include, exclude=use.exclude)
+        adapter = read_adapter(use.path, shapes, selection=selection, trusted=use.trusted)
+        matched.append(PlannedLora(use=use, adapter=adapter))
+    return matched

@@ -17,19 +17,6 @@ LORA = GOLDEN / "lora"
 RUNS: dict[str, Any] = json.loads((PACKED / "manifest.json").read_text())["runs"]
 LORA_FILES: dict[str, Any] = json.loads((LORA / "manifest.json").read_text())["files"]
 ENCODE: dict[str, Any] = json.loads((PACKED / "encode.json").read_text())
-# Of the recorded LoRA files, those whose algorithms are supported.
-SUPPORTED = (
-    "kohya_hunyuan",
-    "kohya_hunyuan_all_linears",
-    "kohya_framepack",
-    "tencent_i2v_fp16",
-    "musubi_converted_comfy",
-    "diffusion_pipe",
-    "peft_framepack_metadata",
-    "peft_framepack_rslora",
-    "peft_framepack_conv",
-    "lycoris_locon",
-)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -107,7 +94,7 @@ def test_image(number: int) -> None:
     assert relative_error(result["vae_logvar"], expected[f"image.{number}.vae_logvar"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", LORA_FILES)
 def test_lora(name: str) -> None:
     """A bake makes the change that the file's own tool makes, and leaves every other parameter alone."""
     base = load_file(LORA / "base" / "diffusion_pytorch_model.safetensors")

@@ -1,0 +1,36 @@
+"""`goan lora bake`: a standalone transformer with LoRAs in its weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from goan_cli.cli.options import lora_and_weight
+
+
+def bake(
+    model: Annotated[str, typer.Option(help="Model pack whose transformer is the base.")],
+    lora: Annotated[list[str], typer.Option(help="LoRA, FILE or FILE:WEIGHT; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="A .safetensors file, or a folder.")],
+) -> None:
+    """Write a transformer with LoRAs baked in, in the checkpoint's dtype, sharded as its source is."""
+    from goan_cli.cli.terminal import make_console
+    from goan_cli.model.pack import find_pack
+    from goan_cli.render.export import write_baked
+    from goan_cli.render.plan import match_loras
+
+    pack = find_pack(model)
+    loras = match_loras(pack, [lora_and_weight(text) for text in lora])
+
+    from goan_cli.render.lora_files import lora_file
+
+    report, written = write_baked(
+        pack.transformer, [lora_file(each) for each in loras], out.absolute(), base=pack.identity_of("transformer")
+    )
+    console = make_console()
+    for path in written:
+        console.print(f"[green]wrote[/green] {path}")
+    console.print(
+        f"{len(report.parameters)} parameters changed: {report.relative_change:.2%} of their norm, "
+        f"{report.moved:.1%} of their values moved in {report.dtype}"
+    )

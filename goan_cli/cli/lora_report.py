@@ -1,0 +1,72 @@
+"""`goan lora report`: how much a bake changed, block by block."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from goan_cli.cli.options import lora_and_weight
+
+if TYPE_CHECKING:
+    from goan_cli.lora.report import BlockReport, ParameterReport
+
+
+def report(
+    sidecar: Annotated[Path | None, typer.Argument(help="Sidecar of a finished render.", show_default=False)] = None,
+    model: Annotated[str, typer.Option(help="Without a sidecar: the model pack to bake into.")] = "tiny",
+    lora: Annotated[list[str] | None, typer.Option(help="Without a sidecar: FILE or FILE:WEIGHT.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the chart as a PNG too.")] = None,
+) -> None:
+    """Show per block how large the change is and how many weights moved.
+
+    Reads the bake report of a render's sidecar, or bakes LoRAs in memory and throws the weights away.
+    """
+    from rich.table import Table
+
+    from goan_cli.cli.terminal import make_console
+    from goan_cli.errors import InvalidInput
+    from goan_cli.lora.report import by_block
+
+    if (sidecar is None) == (not lora):
+        raise InvalidInput("give a sidecar, or LoRAs with --lora", hint="goan lora report renders/job.json")
+    if sidecar is not None:
+        parameters = _baked_parameters(sidecar)
+    else:
+        from goan_cli.render.lora_files import bake_in_memory
+
+        parameters = list(bake_in_memory(model, [lora_and_weight(text) for text in lora or ()]).parameters)
+    blocks = by_block(parameters)
+    most = max(block.relative_change for block in blocks)
+    table = Table(show_edge=False, pad_edge=False)
+    for column in ("block", "parameters", "change", "moved", ""):
+        table.add_column(column, justify="left" if column in ("block", "") else "right")
+    for block in blocks:
+        bar = "█" * round(24 * block.relative_change / most) if most else ""
+        moved = f"{block.moved:.1%}"
+        table.add_row(block.block, str(block.parameters), f"{block.relative_change:.3%}", moved, f"[cyan]{bar}[/cyan]")
+    make_console().print(table)
+    if plot is not None:
+        _plot(blocks, plot)
+
+
+def _baked_parameters(sidecar: Path) -> "list[ParameterReport]":
+    import json
+
+    from goan_cli.errors import InvalidInput
+    from goan_cli.lora.report import ParameterReport
+
+    try:
+        bake = json.loads(sidecar.read_text(encoding="utf-8"))["bake"]
+        if bake is not None:
+            return [ParameterReport(**each) for each in bake["parameters"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"{sidecar}: not a sidecar of a render: {error}") from error
+    raise InvalidInput(f"{sidecar}: that render had no LoRA")
+
+
+def _plot(blocks: "list[BlockReport]", path: Path) -> None:
+    from goan_cli.output.pictures import write_bars
+
+    bars = [(block.block, block.relative_change, block.moved) for block in blocks]
+    write_bars(path.absolute(), "change of the weights' norm by block (and share of values moved)", bars)
+    typer.echo(f"wrote {path}")

@@ -1,0 +1,54 @@
+"""LoRA files of a plan as the bake takes them, and a bake for its report alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from goan_cli.errors import InvalidJobs, LoraRefused, Problem
+from goan_cli.files import sha256_of
+from goan_cli.lora.bake import LoraFile, bake
+from goan_cli.lora.change import read_factors
+from goan_cli.lora.report import BakeReport, LoraSource
+from goan_cli.model.pack import find_pack
+from goan_cli.model.weights import WeightStore
+from goan_cli.render.plan import PlannedLora, RenderPlan, match_loras
+
+
+def lora_file(lora: PlannedLora) -> LoraFile:
+    """A matched LoRA with its content's hash."""
+    use = lora.use
+    source = LoraSource(
+        path=use.path, sha256=sha256_of(use.path), weight=use.weight, include=use.include, exclude=use.exclude
+    )
+    return LoraFile(adapter=lora.adapter, source=source)
+
+
+def refuse_broken_values(plans: Sequence[RenderPlan]) -> None:
+    """Read every LoRA's values once, before anything is rendered. Raises InvalidJobs for NaN and infinite ones."""
+    problems: dict[Path, Problem] = {}
+    for plan in plans:
+        for lora in plan.loras:
+            path = lora.use.path
+            if path in problems:
+                continue
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for module in lora.adapter.modules:
+                        read_factors(module, file.get_tensor, lora.adapter.peft_scale, torch.device("cpu"))
+            except LoraRefused as error:
+                problems[path] = Problem(file=path, message=error.message, hint=error.hint)
+    if problems:
+        raise InvalidJobs(list(problems.values()))
+
+
+def bake_in_memory(model: str, loras: Sequence[Mapping[str, Any]]) -> BakeReport:
+    """Bake LoRAs (keys as in a job) into copies of the weights that they change, in their dtype, for the report."""
+    pack = find_pack(model)
+    matched = match_loras(pack, loras)
+    names = {name for lora in matched for name in lora.adapter.parameters}
+    with WeightStore(pack.transformer).opened() as pristine:
+        copies = {name: torch.empty_like(pristine(name)) for name in names}
+        return bake(copies, pristine, [lora_file(lora) for lora in matched], base=pack.identity_of("transformer"))

@@ -1,0 +1,22 @@
+"""Conditioning tensors: padding cropped, placed on a device."""
+
+import torch
+
+from goan_cli.model.transformer import TextConditioning
+from goan_cli.render.conditioning import placed, without_padding
+
+
+def test_without_padding() -> None:
+    """The rows that the mask leaves out are dropped from the end."""
+    embeds = torch.arange(10.0).view(1, 5, 2)
+    mask = torch.tensor([[1, 1, 1, 0, 0]])
+    assert torch.equal(without_padding(embeds, mask), embeds[:, :3])
+    assert torch.equal(without_padding(embeds, torch.ones_like(mask)), embeds)
+
+
+def test_placed() -> None:
+    """Text moves to a device and a dtype as a whole; the original stays as it was."""
+    text = TextConditioning(embeds=torch.ones(1, 2, 3), pooled=torch.ones(1, 4))
+    moved = placed(text, torch.device("cpu"), torch.bfloat16)
+    assert (moved.embeds.dtype, moved.pooled.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert (text.embeds.dtype, text.pooled.dtype) == (torch.float32, torch.float32)
