@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check format tiny picture clean
+.PHONY: help install demo test check format tiny picture bench-lora clean
 help:
 	@echo "make demo    install, render the quick start, and say where the video is"
 	@echo "make test    install, and run the whole default test suite"
 	@echo "make check   ruff, ruff format, mypy --strict, import-linter"
 	@echo "make format  let ruff format and fix what it can"
 	@echo "make tiny    build the embedded tiny pack and the quick start's files anew"
+	@echo "make bench-lora  speed of the bake, against diffusers and the machine's limits"
 	@echo "make picture README's terminal picture anew"
 
 install: $(INSTALLED)
@@ -43,6 +44,9 @@ format: $(INSTALLED)
 tiny: $(INSTALLED)
 	$(BIN)/python -m goan_cli.tiny.build
 	$(BIN)/python -m goan_cli.tiny.examples examples
+
+bench-lora: $(INSTALLED)
+	$(BIN)/python -m tests.bench.lora
 
 picture: $(INSTALLED)
 	$(BIN)/python tests/readme_picture.py examples/terminal.svg

@@ -1,0 +1,246 @@
+"""Speed of the LoRA bake against diffusers' fuse_lora, and what baking saves per step: `make bench-lora`.
+
+Everything is measured in one run on one machine and printed as ratios; nothing here is a test.
+"""
+
+import argparse
+import gc
+import platform
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import HunyuanVideoFramepackTransformer3DModel
+from peft import LoraConfig, inject_adapter_in_model
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file, save_file
+
+from goan_cli.lora.adapter import read_adapter
+from goan_cli.lora.bake import LoraFile, bake, restore
+from goan_cli.lora.report import LoraSource
+from goan_cli.model.config import TransformerConfig
+from goan_cli.model.transformer import PackedTransformer, TextConditioning
+from goan_cli.model.weights import WeightStore, empty_transformer
+
+RANK = 32
+TARGETS = (
+    r"(single_)?transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
+    r"|ff(_context)?\.net\.(0\.proj|2)|proj_mlp|proj_out)"
+)
+# Full width, few blocks: 1.1 GB of block linears in bf16.
+WIDE = TransformerConfig(num_layers=1, num_single_layers=3, num_refiner_layers=1)
+# For the time of a step: narrow enough for a CPU, deep enough to be a model.
+STEP = TransformerConfig(
+    num_attention_heads=8,
+    attention_head_dim=64,
+    num_layers=3,
+    num_single_layers=6,
+    rope_axes_dim=(8, 28, 28),
+    text_embed_dim=512,
+    pooled_projection_dim=128,
+    image_proj_dim=128,
+)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="counted runs of each measurement")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    console = Console(width=110)
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    console.print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+    with tempfile.TemporaryDirectory() as folder:
+        console.print(bake_table(Path(folder), device, options.runs))
+        console.print(step_table(Path(folder), device, options.runs))
+
+
+def bake_table(folder: Path, device: torch.device, runs: int) -> Table:
+    """Rates of bake, revert and their limits, in million parameters a second, medians of runs in turn."""
+    base, lora = write_base(folder, WIDE), folder / "lora.safetensors"
+    write_lora(lora, WIDE)
+    store = WeightStore(base)
+    shapes = {name: entry.shape for name, entry in store.checkpoint.entries.items()}
+    file = LoraFile(
+        adapter=read_adapter(lora, shapes, trusted=True), source=LoraSource(path=lora, sha256="", weight=1.0)
+    )
+    names = file.adapter.parameters
+    factors = {name: tensor.to(device) for name, tensor in load_file(lora).items()}
+    with store.opened() as pristine:
+        resident = {name: pristine(name).to(device, copy=True) for name in names}
+        original = {name: pristine(name).to(device, copy=True) for name in names}
+        count = sum(tensor.numel() for tensor in resident.values())
+        fused = peft_model(base, factors, device)
+
+        def addmm() -> None:
+            for name in names:
+                key = f"transformer.{name.removesuffix('.weight')}"
+                down, up = factors[f"{key}.lora_A.weight"], factors[f"{key}.lora_B.weight"]
+                torch.addmm(original[name], up, down, out=resident[name])
+
+        def copy() -> None:
+            for name in names:
+                resident[name].copy_(original[name])
+
+        timed = in_turn(
+            {
+                "goan bake (fp32, one rounding, report)": lambda: bake(resident, pristine, [file]),
+                "diffusers fuse_lora (PEFT, bf16)": fused.fuse_lora,
+                "limit: bare addmm in bf16": addmm,
+                "goan revert": lambda: restore(resident, pristine, set(names)),
+                "limit: copy": copy,
+            },
+            runs,
+            device,
+            after={"diffusers fuse_lora (PEFT, bf16)": fused.unfuse_lora},
+        )
+    table = Table(title=f"bake: {count / 1e6:.0f} M parameters, rank {RANK}, bf16", title_justify="left")
+    for column in ("what", "M parameters/s", "to fuse_lora", "to copy"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    fuse, plain = timed["diffusers fuse_lora (PEFT, bf16)"], timed["limit: copy"]
+    for what, seconds in timed.items():
+        table.add_row(what, f"{count / seconds / 1e6:,.0f}", f"{fuse / seconds:.2f}x", f"{plain / seconds:.2f}x")
+    return table
+
+
+def step_table(folder: Path, device: torch.device, runs: int) -> Table:
+    """Time of one forward: base, baked, and the same LoRA as PEFT's dynamic layers."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    lora = folder / "step-lora.safetensors"
+    write_lora(lora, STEP)
+    models = {name: random_model(STEP, device, dtype) for name in ("base", "baked", "PEFT dynamic layers")}
+    parameters = dict(models["baked"].named_parameters())
+    originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    file = LoraFile(
+        adapter=read_adapter(lora, shapes, trusted=True), source=LoraSource(path=lora, sha256="", weight=1.0)
+    )
+    bake(parameters, originals.__getitem__, [file])
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS), models["PEFT dynamic layers"])
+    models["PEFT dynamic layers"].to(device, dtype)
+    timed = in_turn({name: forward_of(model, device, dtype) for name, model in models.items()}, runs * 4, device)
+    parameters_in_millions = sum(tensor.numel() for tensor in parameters.values()) / 1e6
+    table = Table(title=f"one step: {parameters_in_millions:.0f} M parameters", title_justify="left")
+    for column in ("weights", "s/step", "to base"):
+        table.add_column(column, justify="left" if column == "weights" else "right")
+    for what, seconds in timed.items():
+        table.add_row(what, f"{seconds:.4f}", f"{seconds / timed['base']:.3f}x")
+    return table
+
+
+def in_turn(
+    actions: dict[str, Callable[[], object]],
+    runs: int,
+    device: torch.device,
+    *,
+    after: dict[str, Callable[[], object]] | None = None,
+) -> dict[str, float]:
+    """Median seconds of each action, run in turn so that a drifting machine slows them all; one warm-up each."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for run in range(runs + 1):
+        for name, action in actions.items():
+            gc.collect()
+            _wait(device)
+            started = time.perf_counter()
+            action()
+            _wait(device)
+            if run:
+                seconds[name].append(time.perf_counter() - started)
+            if after and name in after:
+                after[name]()
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def write_base(folder: Path, config: TransformerConfig) -> Path:
+    """A random checkpoint in bf16."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = {
+        name: (torch.randn(parameter.shape, generator=generator) * 0.02).bfloat16()
+        for name, parameter in empty_transformer(config).named_parameters()
+    }
+    path = folder / "base.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def write_lora(path: Path, config: TransformerConfig) -> None:
+    """A random rank-32 LoRA on all block linears, in diffusers' layout and bf16."""
+    generator = torch.Generator().manual_seed(2)
+    tensors = {}
+    for name, parameter in empty_transformer(config).named_parameters():
+        module = name.removesuffix(".weight")
+        if name != module and re.fullmatch(TARGETS, module):
+            rows, columns = parameter.shape
+            down = torch.randn((RANK, columns), generator=generator) / columns**0.5
+            up = torch.randn((rows, RANK), generator=generator) * 0.002
+            tensors[f"transformer.{module}.lora_A.weight"] = down.bfloat16()
+            tensors[f"transformer.{module}.lora_B.weight"] = up.bfloat16()
+    save_file(tensors, path)
+
+
+def peft_model(
+    base: Path, factors: dict[str, torch.Tensor], device: torch.device
+) -> HunyuanVideoFramepackTransformer3DModel:
+    """diffusers' transformer on the same weights with the same LoRA attached."""
+    with torch.device("meta"):
+        model = HunyuanVideoFramepackTransformer3DModel(
+            num_layers=WIDE.num_layers,
+            num_single_layers=WIDE.num_single_layers,
+            num_refiner_layers=WIDE.num_refiner_layers,
+            has_image_proj=True,
+            has_clean_x_embedder=True,
+        )
+    model.load_state_dict(load_file(base), assign=True)
+    model.to(device)
+    model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS), adapter_name="default")
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for key, tensor in factors.items():
+            module, _, kind = key.removeprefix("transformer.").removesuffix(".weight").rpartition(".")
+            layer = getattr(modules[module], kind)["default"]
+            layer.weight = torch.nn.Parameter(tensor.clone(), requires_grad=False)
+    return model
+
+
+def random_model(config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> PackedTransformer:
+    """The same random weights every time."""
+    torch.manual_seed(3)
+    return PackedTransformer(config).to(device, dtype).eval()
+
+
+def forward_of(model: PackedTransformer, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """One forward of a section of 5 latent frames of 32 x 32, without history: 1,280 tokens and 64 of text."""
+    config = model.config
+    generator = torch.Generator().manual_seed(4)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    latents = random(1, 16, 5, 32, 32)
+    text = TextConditioning(embeds=random(1, 64, config.text_embed_dim), pooled=random(1, config.pooled_projection_dim))
+    image = random(1, 16, config.image_proj_dim)
+    timestep = torch.tensor([500.0], device=device)
+    with torch.inference_mode():
+        context = model.context_for(latent_indices=torch.arange(5), latent_size=(32, 32), clean=[], image_embeds=image)
+
+    def step() -> object:
+        with torch.inference_mode():
+            return model(latents, timestep=timestep, guidance=timestep, text=text, context=context)
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
