@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -139,7 +140,9 @@ def tiny_plan(folder: Path, name: str = "job", loras: Sequence[tuple[Path, float
     return plan
 
 
-def write_tiny_manifest(path: Path, *, family: str = "inverted", **parts: Path) -> Path:
+def write_tiny_manifest(
+    path: Path, *, family: str = "inverted", parts: Mapping[str, Path] = MappingProxyType({})
+) -> Path:
     """A manifest of the tiny pack's parts, in another family or with some parts from elsewhere."""
     tiny = find_pack("tiny")
     where = {part: str(parts.get(part, getattr(tiny, part))) for part in PARTS}

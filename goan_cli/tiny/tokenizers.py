@@ -1,12 +1,10 @@
-"""The tiny pack's tokenizers: real files, small vocabularies, trained on the template and plain captions."""
+"""The tiny pack's tokenizers: real files, small vocabularies of the template's words and plain captions."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from tokenizers.normalizers import Lowercase
-
-from goan_cli.errors import RenderFailed
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 # The stretches between the special tokens of HunyuanVideo's prompt template.
 _TEMPLATE = (
@@ -45,40 +43,44 @@ _CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 def _corpus() -> list[str]:
     # Words with and without the space that Llama-3's pre-tokenizer keeps with them.
-    return [*_TEMPLATE] * 50 + [f" {word} {word}" for word in _WORDS.split()] * 10
+    return [*_TEMPLATE, *_WORDS.split(), *(f" {word}" for word in _WORDS.split())]
+
+
+def _prefix_merges(words: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+    """Merges that build each word letter by letter from its start; a trainer would break ties at random."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        left = word[0]
+        for letter in word[1:]:
+            merges[left, letter] = None
+            left += letter
+    return list(merges)
 
 
 def write_llama_tokenizer(folder: Path) -> int:
     """Write `tokenizer.json` with Llama-3's pre-tokenizer; returns the size of its vocabulary.
 
-    Raises RenderFailed when a word of the template is not one token, on which the prefix length depends.
+    As in Llama-3, a word that is in the vocabulary is one token whatever the merges say; every word of the prompt
+    template is, as in the real one, so that its prefix has the same number of tokens.
     """
     folder.mkdir()
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    words = [word for text in _corpus() for word, _ in split.pre_tokenize_str(text)]
+    merges = _prefix_merges(words)
+    names = [*_SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(merge) for merge in merges)]
+    vocabulary = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True, normalized=False) for token in _SPECIAL]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1200,
-        min_frequency=2,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_SPECIAL[0]} $A", special_tokens=[(_SPECIAL[0], 0)]
     )
-    for stretch in _TEMPLATE:
-        words = tokenizer.pre_tokenizer.pre_tokenize_str(stretch)
-        if len(tokenizer.encode(stretch).ids) == len(words) + 1:
-            continue
-        raise RenderFailed("the tiny tokenizer splits a word of the template")
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -95,31 +97,17 @@ def write_llama_tokenizer(folder: Path) -> int:
 def write_clip_tokenizer(folder: Path) -> int:
     """Write CLIP's `vocab.json` and `merges.txt`; returns the size of the vocabulary, its last two special."""
     folder.mkdir()
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_CLIP_SPLIT), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    words = [word for text in _corpus() for word, _ in split.pre_tokenize_str(text.lower())]
+    merges = _prefix_merges([[*word[:-1], f"{word[-1]}</w>"] for word in words])
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=900,
-        min_frequency=2,
-        initial_alphabet=letters,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([_WORDS, *_TEMPLATE] * 20, trainer)
-    merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
     # CLIP's order: letters, letters that end a word, merges, and the two special tokens last.
-    names = [
-        *letters,
-        *(f"{letter}</w>" for letter in letters),
-        *("".join(merge) for merge in merges),
-        *_CLIP_SPECIAL,
-    ]
+    names = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges), *_CLIP_SPECIAL]
     vocabulary = {name: index for index, name in enumerate(dict.fromkeys(names))}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]

@@ -360,7 +360,7 @@ def test_sidecar_of_a_bake_into_zeros(tmp_path: Path) -> None:
     tensors["transformer_blocks.0.attn.to_q.weight"].zero_()
     write_transformer(tmp_path / "transformer", tensors)
     (tmp_path / "transformer" / "config.json").write_bytes((part / "config.json").read_bytes())
-    manifest = write_tiny_manifest(tmp_path / "pack.yaml", transformer=tmp_path / "transformer")
+    manifest = write_tiny_manifest(tmp_path / "pack.yaml", parts={"transformer": tmp_path / "transformer"})
     lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, (64, 64)))
     plan = tiny_plan(tmp_path, "zeros", [(lora, 1.0)], model=str(manifest))
     (outcome,) = _render([plan])

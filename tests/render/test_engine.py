@@ -28,7 +28,7 @@ from goan_cli.render.events import (
     StepFinished,
 )
 from goan_cli.render.plan import RenderPlan
-from tests.helpers import factors, relative_error, tiny_plan, write_lora, write_tiny_manifest
+from tests.helpers import GOLDEN, PARTS, factors, relative_error, tiny_plan, write_lora, write_tiny_manifest
 
 TINY = find_pack("tiny")
 BF16 = Precision(transformer=torch.bfloat16, encoders=torch.float32)
@@ -227,6 +227,19 @@ def test_packs_change_within_a_run(plans: dict[str, RenderPlan], alone: dict[str
     assert torch.equal(_sampled(_engine(), other).latents, between.latents)
     assert between.bake is None
     assert torch.equal(_sampled(engine, plans["a"]).latents, alone["a"])
+
+
+def test_lora_of_a_deeper_pack(tmp_path: Path) -> None:
+    """After a LoRA on a block that the next pack does not have, that pack's jobs render all the same."""
+    parts = {part: GOLDEN / "packed" / part for part in PARTS}
+    shallow = write_tiny_manifest(tmp_path / "pack.yaml", parts=parts)
+    deep = write_lora(
+        tmp_path / "deep.safetensors", factors("lora_unet_single_transformer_blocks_3_proj_mlp", (256, 64))
+    )
+    other = write_lora(tmp_path / "other.safetensors", factors("lora_unet_transformer_blocks_0_attn_to_q", (64, 64)))
+    engine, plan = _engine(), tiny_plan(tmp_path, "shallow", [(other, 1.0)], model=str(shallow))
+    _sampled(engine, tiny_plan(tmp_path, "deep", [(deep, 1.0)]))
+    assert torch.equal(_sampled(engine, plan).latents, _sampled(_engine(), plan).latents)
 
 
 def test_global_random_state_has_no_part(plans: dict[str, RenderPlan], alone: dict[str, Tensor]) -> None:

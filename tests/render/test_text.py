@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaModel
 
 from goan_cli.errors import InvalidInput
 from goan_cli.model.pack import find_pack
@@ -81,6 +82,15 @@ def test_encoding_is_repeatable(encoders: TextEncoders) -> None:
     second, _ = encoders.encode("a red ball")
     assert torch.equal(first.embeds, second.embeds)
     assert torch.equal(first.pooled, second.pooled)
+
+
+def test_features_are_the_third_hidden_state_from_the_end(encoders: TextEncoders) -> None:
+    """The features are the whole Llama's `hidden_states[-3]` behind the prefix, though two layers are not loaded."""
+    whole = LlamaModel.from_pretrained(str(PACK.text_encoder), dtype=torch.float32, local_files_only=True)
+    ids = torch.tensor([encoders.tokenizer.encode(TEMPLATE.format("a red ball")).ids])
+    with torch.inference_mode():
+        expected = whole(input_ids=ids, output_hidden_states=True).hidden_states[-3][:, PREFIX_TOKENS:]
+    assert relative_error(encoders.encode("a red ball")[0].embeds, expected) < 1e-6
 
 
 @pytest.mark.parametrize(
