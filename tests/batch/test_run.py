@@ -159,6 +159,19 @@ def test_unexpected_failure_stays_in_its_job(
     assert _files(plain) == alone["plain"]
 
 
+def test_latents_that_are_not_finite_are_no_success(tmp_path: Path) -> None:
+    """A render whose latents become NaN or infinite fails, and is not written as a video of a finished job."""
+    # Finite factors and finite merged weights, but activations overflow.
+    lora = write_lora(
+        tmp_path / "wild.safetensors",
+        factors(TO_Q, (64, 64)) | factors("lora_unet_proj_out", (64, 64), size=1e37),
+    )
+    plan = tiny_plan(tmp_path, "wild", [(lora, 1.0)])
+    (outcome,) = _render([plan])
+    assert outcome.error is not None
+    assert not plan.job.sidecar.exists()
+
+
 def test_failed_encoding_leaves_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where ffmpeg fails in the middle of a video, torch is not left in inference mode for the rest of the process."""
 
@@ -366,6 +379,19 @@ def test_sidecar_of_a_bake_into_zeros(tmp_path: Path) -> None:
     (outcome,) = _render([plan])
     assert outcome.error is None
     assert _sidecar(plan)["bake"]["moved"] == 1.0
+
+
+def test_image_replaced_while_rendering(tmp_path: Path) -> None:
+    """The sidecar has the hash of the image that was rendered, also where the file is another by the end."""
+    plan = tiny_plan(tmp_path, "job")
+    rendered = sha256_of(plan.job.image)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepFinished):
+            plan.job.image.write_bytes(b"the next picture")
+
+    render_job(Engine(device="cpu"), plan, listener=listen)
+    assert _sidecar(plan)["inputs"]["image"]["sha256"] == rendered
 
 
 def test_without_loras_there_is_no_bake(tmp_path: Path, loras: dict[str, Path]) -> None:
