@@ -124,6 +124,7 @@ def _render(engine: Engine, plan: RenderPlan, notes: list[str]) -> RenderResult:
     for note in plan.notes:
         engine.listener(Note(text=note))
     engine.begin()
+    image_sha256 = sha256_of(job.image)  # before it is read: afterwards it may be another
     sampled = engine.sample(plan, engine.conditioning_for(plan))
     with replaced_when_complete(job.video) as temporary:
         frames = engine.frames(plan, sampled.latents)
@@ -133,7 +134,7 @@ def _render(engine: Engine, plan: RenderPlan, notes: list[str]) -> RenderResult:
             write_latents(job.output.dir / f"{job.name}.latents.safetensors", sampled.latents.numpy())
         # From here to the end the job is not complete, and nothing may say so.
         job.sidecar.unlink(missing_ok=True)
-    record = _record(engine, plan, sampled, notes)
+    record = _record(engine, plan, sampled, image_sha256, notes)
     write_sidecar(job.sidecar, sidecar(job, record, video, video_sha256))
     return RenderResult(
         job=job,
@@ -146,14 +147,16 @@ def _render(engine: Engine, plan: RenderPlan, notes: list[str]) -> RenderResult:
     )
 
 
-def _record(engine: Engine, plan: RenderPlan, sampled: Sampled, notes: Sequence[str]) -> RenderRecord:
+def _record(
+    engine: Engine, plan: RenderPlan, sampled: Sampled, image_sha256: str, notes: Sequence[str]
+) -> RenderRecord:
     job, pack = plan.job, plan.pack
     steps = job.sampling.steps * len(job.sections.sections)
     return RenderRecord(
         pack=PackRecord(name=pack.name, family=pack.family, manifest=pack.manifest, identity=pack.identity()),
-        image_sha256=sha256_of(job.image),
+        image_sha256=image_sha256,
         bake=asdict(sampled.bake) if sampled.bake else None,
-        computed_steps=[steps for steps in sampled.computed_steps if steps],
+        computed_steps=[computed for computed in sampled.computed_steps if computed],
         timings={str(stage): seconds for stage, seconds in engine.timings.items()},
         seconds_per_step=engine.timings.get(Stage.SAMPLE, 0.0) / steps,
         device=engine.device_name,

@@ -169,7 +169,7 @@ class JobSpec(_Layer):
         None, ge=0, le=1, description="Pull of true CFG back to the positive branch's deviation (default 0)."
     )
     shift: Number | None = Field(
-        None, gt=0, le=100, description="Shift of the noise schedule; absent: from the token count."
+        None, ge=0.01, le=100, description="Shift of the noise schedule; absent: from the token count."
     )
     step_cache: Annotated[StepCacheSpec | None, BeforeValidator(_step_cache)] = Field(
         None, description="off (default) or teacache, approximate and faster."

@@ -13,7 +13,7 @@ from goan_cli.lora.aliases import Alias, alias_table
 from goan_cli.lora.foreign import FLUX_WIDTH, model_of_width, refuse_flux, refuse_foreign
 from goan_cli.lora.keys import ParsedKey, Role, is_text_encoder, parse_key, refused_as
 from goan_cli.lora.scale import PeftScale, read_peft_scale
-from goan_cli.tensorfile import TensorEntry, TensorHeader, read_header
+from goan_cli.tensorfile import TensorEntry, TensorHeader, read_header, read_scalars
 
 Shapes = Mapping[str, tuple[int, ...]]
 TEXT_ENCODER_RULE = "text encoder tensors"
@@ -76,6 +76,7 @@ class Adapter:
     peft_scale: PeftScale | None
     keys: int
     skipped: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def matched_keys(self) -> int:
@@ -136,13 +137,24 @@ def _matched(header: TensorHeader, base: Shapes, selection: Selection, *, truste
     acting = tuple(module for module in admitted if module.admitted)
     if not acting:
         raise LoraRefused("include and exclude leave nothing of it", hint="patterns match names such as *.attn.to_q")
+    scale = read_peft_scale(header.path, header.metadata)
+    if scale is not None and scale.use_dora and not any(module.form.dora for module in modules):
+        raise LoraRefused("its metadata says DoRA, but it holds no magnitudes")
     return Adapter(
         path=header.path,
         modules=acting,
-        peft_scale=read_peft_scale(header.metadata),
+        peft_scale=scale,
         keys=len(header.entries),
         skipped=dict(skipped),
+        warnings=_alpha_warnings(header.path, acting),
     )
+
+
+def _alpha_warnings(path: Path, modules: Sequence[AdapterModule]) -> tuple[str, ...]:
+    """Alpha 0 switches a module off; no writer means that."""
+    alphas = read_scalars(path, [module.keys[Role.ALPHA] for module in modules if Role.ALPHA in module.keys])
+    zero = sum(1 for alpha in alphas.values() if alpha == 0)
+    return (f"alpha is 0 in {zero} of its modules, which change nothing",) if zero else ()
 
 
 def _grouped(header: TensorHeader) -> tuple[dict[str, dict[Role, str]], Counter[str]]:

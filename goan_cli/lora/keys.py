@@ -126,6 +126,7 @@ def parse_key(key: str) -> ParsedKey | None:
             name = inner.removesuffix(suffix)
             prefix = key_prefix(name)
             module = name.removeprefix(prefix).replace("_orig_mod.", "")
+            module = re.sub(r"\.processor(?=\.to_\w+$)", "", module)  # diffusers before it used PEFT
             return ParsedKey(prefix=prefix, module=flattened(module), role=role) if module else None
     return None
 

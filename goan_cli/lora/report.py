@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SourceKey = tuple[str, float, tuple[str, ...], tuple[str, ...]]
+SourceKey = tuple[str, str, float, tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,18 @@ class LoraSource:
     weight: float
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    config_sha256: str | None = None  # of the adapter_config.json that states its scale
 
     @property
     def key(self) -> SourceKey:
         """What decides the change that this file makes; also the order in which changes are summed."""
-        return (self.sha256, self.weight, tuple(sorted(self.include)), tuple(sorted(self.exclude)))
+        return (
+            self.sha256,
+            self.config_sha256 or "",
+            self.weight,
+            tuple(sorted(self.include)),
+            tuple(sorted(self.exclude)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,9 +53,9 @@ def read_config(part: Path) -> TransformerConfig:
 
     Raises InvalidInput for a configuration of another class of model.
     """
-    file = (part if part.is_dir() else part.parent) / "config.json"
     if not part.is_dir():
         return TransformerConfig()
+    file = part / "config.json"
     values = read_json(file)
     if (name := values.get("_class_name", _CLASSES[0])) not in _CLASSES:
         raise InvalidInput(f"{file}: describes a {name}, not a packed FramePack transformer")
@@ -67,6 +67,12 @@ def read_config(part: Path) -> TransformerConfig:
     if unknown:
         raise InvalidInput(f"{file}: unknown settings: {', '.join(sorted(unknown))}")
     chosen = {key: values[key] for key in known if key in values}
-    if "rope_axes_dim" in chosen:
-        chosen["rope_axes_dim"] = tuple(chosen["rope_axes_dim"])
+    axes = chosen.pop("rope_axes_dim", None)
+    if axes is not None and not (isinstance(axes, list) and len(axes) == 3):
+        raise InvalidInput(f"{file}: rope_axes_dim must be three numbers, not {axes!r}")
+    for key, value in (*chosen.items(), *(("rope_axes_dim", axis) for axis in axes or ())):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise InvalidInput(f"{file}: {key} must be a positive number, not {value!r}")
+    if axes is not None:
+        chosen["rope_axes_dim"] = tuple(axes)
     return TransformerConfig(**chosen)

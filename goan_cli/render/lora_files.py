@@ -5,24 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from goan_cli.errors import InvalidJobs, LoraRefused, Problem
+from goan_cli.errors import InvalidInput, InvalidJobs, LoraRefused, Problem
 from goan_cli.files import sha256_of
 from goan_cli.lora.bake import LoraFile, bake
 from goan_cli.lora.change import read_factors
 from goan_cli.lora.report import BakeReport, LoraSource
+from goan_cli.lora.scale import sidecar_config
 from goan_cli.model.pack import find_pack
 from goan_cli.model.weights import WeightStore
 from goan_cli.render.plan import PlannedLora, RenderPlan, match_loras
 
 
 def lora_file(lora: PlannedLora) -> LoraFile:
-    """A matched LoRA with its content's hash."""
-    use = lora.use
-    source = LoraSource(
-        path=use.path, sha256=sha256_of(use.path), weight=use.weight, include=use.include, exclude=use.exclude
-    )
+    """A matched LoRA with its content's hash. Raises InvalidInput when the file has vanished since."""
+    use, config = lora.use, sidecar_config(lora.use.path)
+    try:
+        source = LoraSource(
+            path=use.path,
+            sha256=sha256_of(use.path),
+            weight=use.weight,
+            include=use.include,
+            exclude=use.exclude,
+            config_sha256=sha256_of(config) if config else None,
+        )
+    except OSError as error:
+        raise InvalidInput(f"{use.path}: cannot be read any more: {error.strerror or error}") from error
     return LoraFile(adapter=lora.adapter, source=source)
 
 
@@ -38,6 +47,8 @@ def refuse_broken_values(plans: Sequence[RenderPlan]) -> None:
                 with safe_open(path, framework="pt") as file:
                     for module in lora.adapter.modules:
                         read_factors(module, file.get_tensor, lora.adapter.peft_scale, torch.device("cpu"))
+            except (OSError, SafetensorError):
+                continue  # gone or spoilt since it was planned: the failure of its job, not of the run
             except LoraRefused as error:
                 problems[path] = Problem(file=path, message=error.message, hint=error.hint)
     if problems:

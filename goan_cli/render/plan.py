@@ -135,6 +135,7 @@ def _plan(request: JobRequest, packs: _Packs, out: Path | None) -> tuple[RenderP
         else:
             loras.append(PlannedLora(use=use, adapter=adapter))
         notes += [f"{use.path.name}: skipped {count} {rule}" for rule, count in adapter.skipped.items()]
+        notes += [f"{use.path.name}: {warning}" for warning in adapter.warnings]
     if job is None or problems:
         return None, problems
     return RenderPlan(job=job, pack=pack, loras=tuple(loras), notes=tuple(notes)), []

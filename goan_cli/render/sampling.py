@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from goan_cli.errors import RenderFailed
 from goan_cli.jobs.job import Sampling
 from goan_cli.jobs.sections import CLEAN_2X, CLEAN_4X, HISTORY, Family, Section, SectionPlan
 from goan_cli.model.step_cache import TeaCache
@@ -56,7 +57,7 @@ def sample_sections(
     """Sample all sections in the plan's order; latents are fp32 on the CPU.
 
     Noise is one stream from the seed, drawn on the CPU in sampling order, as in FramePack. `on_step` is
-    called after each step with its 0-based number.
+    called after each step with its 0-based number. Raises RenderFailed for latents that are not finite.
     """
     start = conditioning.start_latent.float().cpu()
     height, width = start.shape[-2:]
@@ -76,6 +77,11 @@ def sample_sections(
         branches = _branches(model, conditioning, sampling)
         predict = _predictor(model, context, branches, sampling, on_step)
         latents = sample_unipc(predict, noise.to(model.device), sigmas.tolist()).float().cpu()
+        if not latents.isfinite().all():
+            raise RenderFailed(
+                f"section {section.number + 1}: the latents are not finite",
+                hint="a LoRA far too strong, or float16 overflowing on an older card",
+            )
         history = _extended(history, latents, start, section, plan)
         cache = branches[0].cache
         yield SampledSection(

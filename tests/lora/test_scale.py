@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goan_cli.errors import LoraRefused
+from goan_cli.lora.adapter import read_adapter
 from goan_cli.lora.scale import METADATA_KEY, PeftScale, read_peft_scale
+from goan_cli.render.lora_files import bake_in_memory
+from tests.helpers import factors, write_lora
+
+KEY = "lora_unet_transformer_blocks_0_attn_to_q"
 
 
 def _read(**config: Any) -> PeftScale | None:
-    return read_peft_scale({METADATA_KEY: json.dumps(config)})
+    return read_peft_scale(Path("a.safetensors"), {METADATA_KEY: json.dumps(config)})
 
 
 def _scale(module: str, rank: int, **config: Any) -> float:
@@ -72,7 +78,7 @@ def test_any_alpha_and_rank(alpha: float, rank: int, rslora: bool) -> None:
 )
 def test_silent_metadata(metadata: dict[str, str]) -> None:
     """Metadata that says nothing of the transformer's alpha leaves the scale to the tensors."""
-    assert read_peft_scale(metadata) is None
+    assert read_peft_scale(Path("a.safetensors"), metadata) is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +101,7 @@ def test_silent_metadata(metadata: dict[str, str]) -> None:
 def test_broken_metadata_is_refused(text: str) -> None:
     """Metadata that cannot be read is refused by its key, since the strength would be a guess."""
     with pytest.raises(LoraRefused, match=METADATA_KEY):
-        read_peft_scale({METADATA_KEY: text})
+        read_peft_scale(Path("a.safetensors"), {METADATA_KEY: text})
 
 
 @pytest.mark.parametrize("initialisation", ["pissa", "PiSSA", "pissa_niter_16", "olora", "OLoRA"])
@@ -115,3 +121,56 @@ def test_pissa_is_refused_without_alpha() -> None:
 def test_harmless_initialisations(initialisation: object) -> None:
     """Initialisations that leave the base weights alone are accepted."""
     assert _scale("x", 4, lora_alpha=8, init_lora_weights=initialisation) == 2.0
+
+
+def test_finetrainers_metadata() -> None:
+    """finetrainers writes the same under a key of its own."""
+    scale = read_peft_scale(Path("a.safetensors"), {"lora_config": json.dumps({"r": 4, "lora_alpha": 64})})
+    assert scale is not None
+    assert scale.scale("x", 4) == 16.0
+
+
+def test_configuration_beside_the_file(tmp_path: Path) -> None:
+    """PEFT's adapter_config.json counts for the one LoRA in its folder, and the file's own metadata is stronger."""
+    path = write_lora(tmp_path / "adapter_model.safetensors", factors(KEY, (64, 64)))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
+    beside = read_peft_scale(path, {})
+    assert beside is not None
+    assert beside.scale("x", 2) == 3.0
+    own = read_peft_scale(path, {METADATA_KEY: json.dumps({"lora_alpha": 2})})
+    assert own is not None
+    assert own.lora_alpha == 2.0
+    write_lora(tmp_path / "another.safetensors", factors(KEY, (64, 64)))
+    assert read_peft_scale(path, {}) is None
+
+
+def test_configuration_is_part_of_the_recipe(tmp_path: Path) -> None:
+    """The same factors under another configuration are another recipe, baked with the other scale."""
+    path = write_lora(tmp_path / "adapter_model.safetensors", factors(KEY, (64, 64)))
+    identities, norms = [], []
+    for alpha in (2, 6):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
+        report = bake_in_memory("tiny", [{"path": str(path)}])
+        identities.append(report.recipe)
+        norms.append(report.parameters[0].change_norm)
+    assert identities[0] != identities[1]
+    assert norms[1] == pytest.approx(3 * norms[0], rel=1e-5)
+
+
+def test_dora_without_magnitudes(tmp_path: Path) -> None:
+    """A file that says DoRA and holds none of its magnitudes is not applied as plain LoRA."""
+    path = write_lora(
+        tmp_path / "a.safetensors",
+        factors(KEY, (8, 8)),
+        {METADATA_KEY: json.dumps({"lora_alpha": 1, "use_dora": True})},
+    )
+    with pytest.raises(LoraRefused, match="holds no magnitudes"):
+        read_adapter(path, {"transformer_blocks.0.attn.to_q.weight": (8, 8)})
+
+
+def test_alpha_zero_is_noted(tmp_path: Path) -> None:
+    """Alpha 0 switches a module off, which is worth a word."""
+    tensors = factors(KEY, (8, 8), alpha=0.0) | factors("lora_unet_proj_out", (8, 8), alpha=1.0)
+    base = {"transformer_blocks.0.attn.to_q.weight": (8, 8), "proj_out.weight": (8, 8)}
+    (warning,) = read_adapter(write_lora(tmp_path / "a.safetensors", tensors), base).warnings
+    assert warning.startswith("alpha is 0 in 1 of its modules")
