@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from goan_cli.errors import EnvironmentFault
@@ -19,13 +20,29 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def known_sha256_of(path: Path) -> str:
+    """`sha256_of`, computed once for as long as the file's size and time of change stay."""
+    stat = path.stat()
+    return _known_sha256_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _known_sha256_of(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 - part of the key
+    return sha256_of(path)
+
+
 def fingerprint(path: Path) -> str:
     """A hex digest that tells checkpoints apart without reading tens of gigabytes.
 
     Files up to 64 MiB are hashed whole; of a larger one, its size and 64 evenly spaced MiB (the header and
     the end among them).
     """
-    size = path.stat().st_size
+    stat = path.stat()
+    return _fingerprint(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _fingerprint(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 - part of the key
     if size <= _FULL_HASH_UP_TO:
         return sha256_of(path)
     digest = hashlib.sha256(str(size).encode())

@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from goan_cli.output.sidecar import PackRecord, RenderRecord, sidecar, write_sid
 from goan_cli.output.video import ffmpeg_version, write_video
 from goan_cli.render.engine import Engine, Sampled
 from goan_cli.render.events import Event, Listener, Note, SectionFinished, Stage, ignore
-from goan_cli.render.lora_files import refuse_broken_values
+from goan_cli.render.lora_files import refuse_broken_values, refuse_misfits
 from goan_cli.render.plan import RenderPlan
 
 log = logging.getLogger(__name__)
@@ -74,10 +75,12 @@ def render_jobs(
 ) -> list[Outcome]:
     """Render all plans with one engine, telling `listener`; every job has an outcome.
 
-    Raises EnvironmentFault where the device or ffmpeg is missing, and InvalidJobs for LoRA files with NaN in them.
+    Raises EnvironmentFault where the device or ffmpeg is missing, and InvalidInput or
+    InvalidJobs for a transformer that does not fit its configuration and for LoRA files with NaN in them.
     """
     ffmpeg_version()  # found missing now, or after hours of rendering
     engine = Engine(device=device, previews=previews)
+    refuse_misfits(plans)
     refuse_broken_values(plans)
     outcomes = []
     for number, plan in enumerate(plans, start=1):
@@ -89,9 +92,21 @@ def render_jobs(
         except Exception as error:  # the next job may well succeed, so even our own mistakes stay in their job
             log.exception("%s: unexpected failure", plan.job.name)
             outcome = Outcome(plan=plan, result=None, error=error)
+        if outcome.error is not None:
+            # Its traceback holds the tensors of the failed job; the next one needs their memory.
+            _forget_frames(outcome.error)
+            engine.free_memory()
         listener(outcome)
         outcomes.append(outcome)
     return outcomes
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of the local variables of an exception and of what it came from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
 
 
 def render_job(engine: Engine, plan: RenderPlan, *, listener: Listener = ignore) -> RenderResult:
@@ -126,12 +141,17 @@ def _render(engine: Engine, plan: RenderPlan, notes: list[str]) -> RenderResult:
     engine.begin()
     image_sha256 = sha256_of(job.image)  # before it is read: afterwards it may be another
     sampled = engine.sample(plan, engine.conditioning_for(plan))
+    # Before the decode, which may fail, so that hours of sampling are not lost; but never over an earlier result's.
+    early = job.output.keep_latents and not job.sidecar.exists()
+    kept = job.output.dir / f"{job.name}.latents.safetensors"
+    if early:
+        write_latents(kept, sampled.latents.numpy())
     with replaced_when_complete(job.video) as temporary:
         frames = engine.frames(plan, sampled.latents)
         video = write_video(temporary, frames, size=job.size, fps=job.fps, crf=job.output.crf)
         video_sha256 = sha256_of(temporary)
-        if job.output.keep_latents:
-            write_latents(job.output.dir / f"{job.name}.latents.safetensors", sampled.latents.numpy())
+        if job.output.keep_latents and not early:
+            write_latents(kept, sampled.latents.numpy())
         # From here to the end the job is not complete, and nothing may say so.
         job.sidecar.unlink(missing_ok=True)
     record = _record(engine, plan, sampled, image_sha256, notes)

@@ -86,7 +86,7 @@ class RunConsole:
 
     def interrupted(self) -> None:
         """Say that the run was stopped by hand."""
-        self._line("[red]interrupted[/red]: the job at work left nothing behind")
+        self._line("[red]interrupted[/red]: no half-written video or sidecar is left")
 
     def summarise(self, outcomes: Sequence[Outcome]) -> None:
         """A final table when there was more than one job."""

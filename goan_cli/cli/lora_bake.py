@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from goan_cli.cli.options import lora_and_weight
+from goan_cli.cli.options import Trusted, lora_and_weight
 
 
 def bake(
     model: Annotated[str, typer.Option(help="Model pack whose transformer is the base.")],
     lora: Annotated[list[str], typer.Option(help="LoRA, FILE or FILE:WEIGHT; may be repeated.")],
     out: Annotated[Path, typer.Option(help="A .safetensors file, or a folder.")],
+    trusted: Trusted = False,
 ) -> None:
     """Write a transformer with LoRAs baked in, in the checkpoint's dtype, sharded as its source is."""
     from goan_cli.cli.terminal import make_console
@@ -20,7 +21,7 @@ def bake(
     from goan_cli.render.plan import match_loras
 
     pack = find_pack(model)
-    loras = match_loras(pack, [lora_and_weight(text) for text in lora])
+    loras = match_loras(pack, [{**lora_and_weight(text), "trusted": trusted} for text in lora])
 
     from goan_cli.render.lora_files import lora_file
 
@@ -28,6 +29,9 @@ def bake(
         pack.transformer, [lora_file(each) for each in loras], out.absolute(), base=pack.identity_of("transformer")
     )
     console = make_console()
+    for each in loras:
+        for note in (*each.adapter.warnings, *(f"skipped {n} {rule}" for rule, n in each.adapter.skipped.items())):
+            console.print(f"[yellow]note[/yellow] {each.use.path.name}: {note}")
     for path in written:
         console.print(f"[green]wrote[/green] {path}")
     console.print(

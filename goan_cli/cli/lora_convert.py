@@ -29,6 +29,9 @@ def convert(
         parameters = empty_transformer(TransformerConfig()).named_parameters()
         base = {name: tuple(parameter.shape) for name, parameter in parameters}
     else:
-        base = {name: entry.shape for name, entry in read_checkpoint(find_pack(model).transformer).entries.items()}
-    count = write(read_adapter(file, base, trusted=True), base, Layout(to), out.absolute())
+        base = read_checkpoint(find_pack(model).transformer).shapes
+    adapter = read_adapter(file, base, trusted=True)  # whatever it is, its names are FramePack's
+    count = write(adapter, base, Layout(to), out.absolute())
     typer.echo(f"wrote {out}: {count} modules")
+    for rule, number in adapter.skipped.items():
+        typer.echo(f"left out: {number} {rule}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from goan_cli.cli.options import Trusted
 from goan_cli.errors import GoanError
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 def inspect(
     files: Annotated[list[Path], typer.Argument(help="LoRA files.")],
     model: Annotated[str | None, typer.Option(help="Match with this model pack too.")] = None,
+    trusted: Trusted = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a file, a line each.")] = False,
 ) -> None:
     """Show layout, writer, algorithm, ranks and target modules of LoRA files, and what would be skipped.
 
-    Exits with 2 when a file is damaged, or cannot be used with --model.
+    Exits with 2 when a file is damaged, for another model, or does not fit --model.
     """
     from goan_cli.cli.terminal import make_console
     from goan_cli.lora.inspection import inspect_lora
@@ -32,7 +34,7 @@ def inspect(
     failed = False
     for file in files:
         try:
-            found = inspect_lora(file, base)
+            found = inspect_lora(file, base, trusted=trusted)
         except GoanError as error:
             failed = True
             typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
@@ -52,8 +54,7 @@ def _shapes(model: str | None) -> "Shapes | None":
     from goan_cli.model.checkpoint import read_checkpoint
     from goan_cli.model.pack import find_pack
 
-    entries = read_checkpoint(find_pack(model).transformer).entries
-    return {name: entry.shape for name, entry in entries.items()}
+    return read_checkpoint(find_pack(model).transformer).shapes
 
 
 def _print_json(found: "Inspection") -> None:

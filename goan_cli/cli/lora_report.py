@@ -1,11 +1,12 @@
 """`goan lora report`: how much a bake changed, block by block."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from goan_cli.cli.options import lora_and_weight
+from goan_cli.cli.options import Trusted, lora_and_weight
 
 if TYPE_CHECKING:
     from goan_cli.lora.report import BlockReport, ParameterReport
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def report(
     sidecar: Annotated[Path | None, typer.Argument(help="Sidecar of a finished render.", show_default=False)] = None,
+    trusted: Trusted = False,
     model: Annotated[str, typer.Option(help="Without a sidecar: the model pack to bake into.")] = "tiny",
     lora: Annotated[list[str] | None, typer.Option(help="Without a sidecar: FILE or FILE:WEIGHT.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the chart as a PNG too.")] = None,
@@ -27,6 +29,8 @@ def report(
     from goan_cli.errors import InvalidInput
     from goan_cli.lora.report import by_block
 
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise InvalidInput(f"--plot {plot}: the chart is a PNG", hint=f"for example {plot.stem}.png")
     if (sidecar is None) == (not lora):
         raise InvalidInput("give a sidecar, or LoRAs with --lora", hint="goan lora report renders/job.json")
     if sidecar is not None:
@@ -34,14 +38,15 @@ def report(
     else:
         from goan_cli.render.lora_files import bake_in_memory
 
-        parameters = list(bake_in_memory(model, [lora_and_weight(text) for text in lora or ()]).parameters)
+        keys = [{**lora_and_weight(text), "trusted": trusted} for text in lora or ()]
+        parameters = list(bake_in_memory(model, keys).parameters)
     blocks = by_block(parameters)
-    most = max(block.relative_change for block in blocks)
+    most = max((block.relative_change for block in blocks if math.isfinite(block.relative_change)), default=0.0)
     table = Table(show_edge=False, pad_edge=False)
     for column in ("block", "parameters", "change", "moved", ""):
         table.add_column(column, justify="left" if column in ("block", "") else "right")
     for block in blocks:
-        bar = "█" * round(24 * block.relative_change / most) if most else ""
+        bar = "█" * round(24 * min(block.relative_change / most, 1.0)) if most else ""
         moved = f"{block.moved:.1%}"
         table.add_row(block.block, str(block.parameters), f"{block.relative_change:.3%}", moved, f"[cyan]{bar}[/cyan]")
     make_console().print(table)
@@ -53,13 +58,15 @@ def _baked_parameters(sidecar: Path) -> "list[ParameterReport]":
     import json
 
     from goan_cli.errors import InvalidInput
-    from goan_cli.lora.report import ParameterReport
+    from goan_cli.lora.report import ParameterReport, by_block
 
     try:
         bake = json.loads(sidecar.read_text(encoding="utf-8"))["bake"]
         if bake is not None:
-            return [ParameterReport(**each) for each in bake["parameters"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            found = [ParameterReport(**each) for each in bake["parameters"]]
+            by_block(found)  # whatever is not a number shows here
+            return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(f"{sidecar}: not a sidecar of a render: {error}") from error
     raise InvalidInput(f"{sidecar}: that render had no LoRA")
 

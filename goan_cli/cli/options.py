@@ -22,6 +22,7 @@ Seconds = Annotated[float | None, typer.Option(help="Length in seconds.")]
 Seed = Annotated[int | None, typer.Option(help="Noise seed.")]
 Name = Annotated[str | None, typer.Option(help="Name of the result.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over every job; may be repeated.")]
+Trusted = Annotated[bool, typer.Option("--trusted", help="Accept a LoRA that cannot be told from one for FLUX.1.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for results, instead of the jobs' own.")]
 
 

@@ -53,12 +53,15 @@ class Part:
 class AdapterModule:
     """One source module of a file: its tensors by role, what they make, and where that goes.
 
+    `source` is its name flattened, `name` as the file has it, which is what PEFT's patterns match.
+
     `parts` are all targets, in the order of rows; `admitted` those that the job lets change. `squares_scale` marks
     the LoHa and LoKr files of LyCORIS itself, whose own merge applies alpha / rank twice (4.1.3: once in
     `get_weight`, again in `get_diff_weight`); the recorded files are merged so.
     """
 
     source: str
+    name: str
     keys: Mapping[Role, str]
     form: Form
     alias: Alias
@@ -127,9 +130,9 @@ def _matched(header: TensorHeader, base: Shapes, selection: Selection, *, truste
     _skip_other_input(groups, skipped, table, header.entries, base)
     _refuse_unknown(groups, skipped, table)
     modules = [_module(source, keys, table[source], header.entries, base) for source, keys in groups.items()]
-    if not trusted and _width(base) == FLUX_WIDTH:
+    if _width(base) == FLUX_WIDTH:
         keys = [key for module in modules for key in module.keys.values()]
-        refuse_flux(keys, header.metadata, blocks=_blocks(base))
+        refuse_flux(keys, header.metadata, blocks=_blocks(base), trusted=trusted)
     _refuse_overlaps(modules)
     admitted = [_selected(module, selection) for module in modules]
     if left_out := sum(len(module.keys) for module in admitted if not module.admitted):
@@ -151,10 +154,20 @@ def _matched(header: TensorHeader, base: Shapes, selection: Selection, *, truste
 
 
 def _alpha_warnings(path: Path, modules: Sequence[AdapterModule]) -> tuple[str, ...]:
-    """Alpha 0 switches a module off; no writer means that."""
+    """Alphas that no writer means, and those that LyCORIS itself applies in two ways."""
     alphas = read_scalars(path, [module.keys[Role.ALPHA] for module in modules if Role.ALPHA in module.keys])
-    zero = sum(1 for alpha in alphas.values() if alpha == 0)
-    return (f"alpha is 0 in {zero} of its modules, which change nothing",) if zero else ()
+    of = {module.source: alphas.get(module.keys.get(Role.ALPHA, "")) for module in modules}
+    zero = sum(1 for alpha in of.values() if alpha == 0)
+    twice = sum(1 for m in modules if m.squares_scale and m.form.rank and of[m.source] not in (None, m.form.rank))
+    warnings = []
+    if zero:
+        warnings.append(f"alpha is 0 in {zero} of its modules, which change nothing")
+    if twice:
+        warnings.append(
+            f"in {twice} of its modules alpha / rank is applied twice, as LyCORIS's own merge does; its training "
+            "applies it once, so a larger weight may be wanted"
+        )
+    return tuple(warnings)
 
 
 def _grouped(header: TensorHeader) -> tuple[dict[str, dict[Role, str]], Counter[str]]:
@@ -241,12 +254,19 @@ def _module(
             f"is {start} x {columns}",
             hint=_other_width(shapes, start, form.rows),
         )
+    if form.rows is not None and len(weights[0]) < 2 and form.algorithm is not Algorithm.FULL:
+        raise LoraRefused(f"{source}: {form.algorithm} cannot change {alias.targets[0]}, a weight of one axis")
+    magnitude = shapes.get(Role.MAGNITUDE, shapes.get(Role.DORA_SCALE))
+    if magnitude is not None and not _magnitude_fits(magnitude, start, weights[0], rows_only=Role.MAGNITUDE in shapes):
+        raise LoraRefused(f"{source}: DoRA magnitudes {list(magnitude)} fit neither rows nor columns")
     for role, length in biases_of(shapes).items():
         if length != start or any(f"{target}.bias" not in base for target in alias.targets):
             raise LoraRefused(f"{keys[role]} has {length} values and does not fit the bias of {alias.targets[0]}")
+    parsed = parse_key(next(iter(keys.values())))
     lycoris = any(key.startswith("lycoris_") for key in keys.values())
     return AdapterModule(
         source=source,
+        name=parsed.name if parsed else source,
         keys=keys,
         form=form,
         alias=alias,
@@ -254,6 +274,13 @@ def _module(
         admitted=tuple(parts),
         squares_scale=lycoris and form.algorithm in (Algorithm.LOHA, Algorithm.LOKR),
     )
+
+
+def _magnitude_fits(magnitude: tuple[int, ...], rows: int, weight: tuple[int, ...], *, rows_only: bool) -> bool:
+    """One magnitude an output row, or (in older files) one an input channel."""
+    by_rows = prod(magnitude) == rows and (rows_only or magnitude[:1] == (rows,))
+    by_columns = not rows_only and magnitude[:1] == (1,) and magnitude[1:2] == (weight[1],)
+    return by_rows or (by_columns and prod(magnitude) == weight[1])
 
 
 def _axes_fit(shapes: Mapping[Role, tuple[int, ...]], weight: tuple[int, ...]) -> bool:

@@ -30,7 +30,7 @@ class Factors:
 
 
 def read_factors(module: AdapterModule, read: ReadTensor, peft: PeftScale | None, device: torch.device) -> Factors:
-    """Read a module's tensors. Raises LoraRefused for NaN or infinite values, and for alpha 0."""
+    """Read a module's tensors. Raises LoraRefused for NaN or infinite values."""
     tensors: dict[Role, Tensor] = {}
     for role, key in module.keys.items():
         tensor = read(key).to(device, torch.float32)
@@ -48,7 +48,7 @@ def _scale(module: AdapterModule, tensors: Mapping[Role, Tensor], peft: PeftScal
     if Role.ALPHA in tensors:
         scale = float(tensors[Role.ALPHA].flatten()[0]) / rank
         return scale * scale if module.squares_scale else scale
-    return peft.scale(module.alias.targets[0], rank) if peft is not None else 1.0
+    return peft.scale((module.name, module.alias.targets[0]), rank) if peft is not None else 1.0
 
 
 def low_rank(module: AdapterModule, factors: Factors) -> tuple[Tensor, Tensor] | None:

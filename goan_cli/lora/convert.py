@@ -14,7 +14,9 @@ from goan_cli.files import replaced_when_complete
 from goan_cli.lora.adapter import Adapter, Shapes
 from goan_cli.lora.aliases import source_table
 from goan_cli.lora.change import low_rank, read_factors
+from goan_cli.lora.foreign import METADATA_KEYS
 from goan_cli.lora.keys import Role
+from goan_cli.tensorfile import read_header
 
 _Pair = tuple[Tensor, Tensor]
 
@@ -33,6 +35,8 @@ def convert(adapter: Adapter, base: Shapes, to: Layout, out: Path) -> int:
     LoraRefused for anything but plain LoRA, and for modules without a counterpart.
     """
     pairs = _pairs_by_target(adapter)
+    if not pairs:
+        raise LoraRefused(f"{adapter.path}: changes nothing, so there is nothing to convert")
     written = (
         _fused(pairs, base) if to is Layout.COMFY else {f"transformer.{name}": pair for name, pair in pairs.items()}
     )
@@ -42,8 +46,14 @@ def convert(adapter: Adapter, base: Shapes, to: Layout, out: Path) -> int:
         tensors[f"{name}.lora_A.weight"] = down.clone().contiguous()
         tensors[f"{name}.lora_B.weight"] = up.clone().contiguous()
     with replaced_when_complete(out) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "converted_by": "goan"})
+        save_file(tensors, temporary, metadata=_metadata(adapter.path))
     return len(written)
+
+
+def _metadata(source: Path) -> dict[str, str]:
+    """What says which model a file is for, kept or (since its names say so) stated."""
+    said = {key: value for key, value in read_header(source).metadata.items() if key in METADATA_KEYS}
+    return {"format": "pt", "converted_by": "goan", "modelspec.architecture": "hunyuan-video/lora", **said}
 
 
 def _pairs_by_target(adapter: Adapter) -> dict[str, _Pair]:
@@ -53,8 +63,9 @@ def _pairs_by_target(adapter: Adapter) -> dict[str, _Pair]:
         for module in adapter.modules:
             factors = read_factors(module, file.get_tensor, adapter.peft_scale, torch.device("cpu"))
             pair = low_rank(module, factors)
+            kind = f"{module.form.algorithm}{' with DoRA' if module.form.dora else ''}"
             if pair is None or factors.tensors.keys() & {Role.DIFF_BIAS, Role.UP_BIAS}:
-                raise LoraRefused(f"{adapter.path}: {module.source} is {module.form.algorithm}, not plain LoRA")
+                raise LoraRefused(f"{adapter.path}: {module.source} is {kind}, not plain LoRA")
             if any(tensor.dim() > 2 and tensor[0, 0].numel() > 1 for tensor in factors.tensors.values()):
                 raise LoraRefused(f"{adapter.path}: {module.source} is a convolution, which neither layout names")
             dtype = file.get_tensor(module.keys[Role.DOWN]).dtype
@@ -62,7 +73,8 @@ def _pairs_by_target(adapter: Adapter) -> dict[str, _Pair]:
             for part in module.admitted:
                 rows = up[slice(*part.rows)]
                 acting = rows.any(dim=0)  # of factors that were put side by side, this target's own
-                pairs[part.target] = (_narrowed(rows[:, acting], dtype), _narrowed(down[acting], dtype))
+                if acting.any():
+                    pairs[part.target] = (_narrowed(rows[:, acting], dtype), _narrowed(down[acting], dtype))
     return pairs
 
 

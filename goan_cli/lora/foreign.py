@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from goan_cli.errors import LoraRefused
-from goan_cli.lora.keys import PREFIXES, WRAPPERS
+from goan_cli.lora.keys import key_prefix, unwrapped
 from goan_cli.tensorfile import TensorEntry
 
 # Keys without their prefix -> the model they were trained for. The first row that matches any key decides.
@@ -44,15 +44,19 @@ _STACKS = (
     ("single", re.compile(r"(?:single_blocks|single_transformer_blocks)[._](\d+)[._]")),
 )
 # Spellings that HunyuanVideo's writers use and FLUX's do not.
-_NOT_FLUX = re.compile(r"(img|txt)_mlp[._]fc[12]|(img|txt)_mod[._]linear|modulation[._]linear|individual_token_refiner")
-_METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture", "ss_network_module")
+# Names that FLUX's files never have: other spellings, and modules that only HunyuanVideo or FramePack has.
+_NOT_FLUX = re.compile(
+    r"(img|txt)_mlp[._]fc[12]|(img|txt)_mod[._]linear|modulation[._]linear|individual_token_refiner"
+    r"|blocks\.\d+\.(img|txt)_attn_(qkv|proj)|clean_x_embedder|image_projection|(context_embedder|txt_in)[._](?!lora|alpha)\w"
+)
+METADATA_KEYS = ("ss_base_model_version", "modelspec.architecture", "ss_network_module")
 _OURS = ("framepack", "hunyuan")
 _THEIRS = (("flux", "FLUX.1"), ("chroma", "Chroma"), ("sd3", "Stable Diffusion 3"), ("sdxl", "SDXL"), ("wan", "Wan"))
 
 
 def trained_for(metadata: Mapping[str, str]) -> str | None:
     """What a file's metadata says it was trained for, in its own words."""
-    said = [metadata[key] for key in _METADATA_KEYS if metadata.get(key)]
+    said = [metadata[key] for key in METADATA_KEYS if metadata.get(key)]
     return ", ".join(said) or None
 
 
@@ -69,11 +73,13 @@ def refuse_foreign(entries: Mapping[str, TensorEntry], metadata: Mapping[str, st
                 raise LoraRefused(f"its metadata says that it was trained for {model}: {said}")
 
 
-def refuse_flux(keys: Iterable[str], metadata: Mapping[str, str], *, blocks: tuple[int, int]) -> None:
+def refuse_flux(
+    keys: Iterable[str], metadata: Mapping[str, str], *, blocks: tuple[int, int], trusted: bool = False
+) -> None:
     """Raise LoraRefused when a file with FramePack's names and width is FLUX.1's, or cannot be told from it.
 
     `blocks` are the base's numbers of double and single blocks; where they leave no room for FLUX, nothing is
-    refused.
+    refused. `trusted` accepts what cannot be told, not what surely is FLUX.1's.
     """
     names = [_bare(key) for key in keys]
     if blocks != (20, 40) or any(_NOT_FLUX.search(name) for name in names):
@@ -91,9 +97,11 @@ def refuse_flux(keys: Iterable[str], metadata: Mapping[str, str], *, blocks: tup
     shown = ", ".join(f"{stack} blocks to {number}" for stack, number in last.items())
     if all(number == _FLUX_LAST[stack] for stack, number in last.items()):
         raise LoraRefused(f"trained for FLUX.1 (or Chroma), by its {shown}")
+    if trusted:
+        return
     raise LoraRefused(
         f"cannot be told from a FLUX.1 file, whose names and shapes are the same: {shown}",
-        hint="if it is FramePack's or HunyuanVideo's, give it trusted: true in the job",
+        hint="if it is FramePack's or HunyuanVideo's: trusted: true in the job, or --trusted",
     )
 
 
@@ -104,6 +112,4 @@ def model_of_width(width: int) -> str | None:
 
 def _bare(key: str) -> str:
     """A key without wrappers and prefix."""
-    for wrapper in WRAPPERS:
-        key = key.removeprefix(wrapper)
-    return key.removeprefix(next(prefix for prefix in PREFIXES if key.startswith(prefix)))
+    return unwrapped(key).removeprefix(key_prefix(key))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goan_cli.errors import LoraRefused
-from goan_cli.lora.adapter import EVERYTHING, Selection, Shapes, read_adapter
+from goan_cli.lora.adapter import TEXT_ENCODER_RULE, Shapes, read_adapter
 from goan_cli.lora.algorithms import form_of
-from goan_cli.lora.foreign import trained_for
+from goan_cli.lora.foreign import refuse_foreign, trained_for
 from goan_cli.lora.keys import Role, is_text_encoder, key_prefix, parse_key
 from goan_cli.tensorfile import TensorHeader, read_header, read_scalars
 
@@ -27,7 +27,7 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """Everything a header tells. `fits` is None where no model was given; `refusal` is why a file cannot be used."""
+    """Everything a header tells. `targets` is None where no model was given; `refusal` is why a file cannot be used."""
 
     path: Path
     keys: int
@@ -67,16 +67,20 @@ LAYOUTS: tuple[tuple[str, str, str | None, str | None, Role | None], ...] = (
 )
 
 
-def inspect_lora(path: Path, base: Shapes | None = None, *, selection: Selection = EVERYTHING) -> Inspection:
+def inspect_lora(path: Path, base: Shapes | None = None, *, trusted: bool = False) -> Inspection:
     """Inspect a file by itself, or against a model's parameter shapes. Raises InvalidInput for a damaged file."""
     header = read_header(path)
     groups, text_keys = _groups(header)
     layout, writer = _layout(header, groups)
     families, refusal = _families(header, groups)
-    targets, skipped = None, {"text encoder tensors": text_keys} if text_keys else {}
+    try:
+        refuse_foreign(header.entries, header.metadata)
+    except LoraRefused as error:
+        refusal = str(error)
+    targets, skipped = None, {TEXT_ENCODER_RULE: text_keys} if text_keys else {}
     if base is not None:
         try:
-            adapter = read_adapter(path, base, selection=selection)
+            adapter = read_adapter(path, base, trusted=trusted)
             targets, skipped = len(adapter.targets), dict(adapter.skipped)
         except LoraRefused as error:
             refusal = str(error).removeprefix(f"{path}: ")

@@ -38,9 +38,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedKey:
-    """A key taken apart: the module's name flattened (`.` to `_`), its prefix, and the tensor's role."""
+    """A key taken apart: its prefix, the module's name as written and flattened (`.` to `_`), the tensor's role."""
 
     prefix: str
+    name: str
     module: str
     role: Role
 
@@ -52,6 +53,7 @@ PREFIXES = (
     "lora_transformer_",  # OneTrainer, legacy
     "lora_unet_",  # kohya, musubi-tuner
     "lycoris_",  # LyCORIS
+    "model.diffusion_model.",  # whole ComfyUI checkpoints
     "diffusion_model.",  # ComfyUI, musubi's converter
     "transformer.",  # diffusers, diffusion-pipe
     "",  # bare: diffusers' save_lora_adapter
@@ -110,7 +112,7 @@ REFUSED: tuple[tuple[str, str], ...] = (
 
 def is_text_encoder(key: str) -> bool:
     """Whether the key belongs to a text encoder."""
-    return _unwrapped(key).startswith(TEXT_ENCODER_PREFIXES)
+    return unwrapped(key).startswith(TEXT_ENCODER_PREFIXES)
 
 
 def refused_as(key: str) -> str | None:
@@ -120,20 +122,20 @@ def refused_as(key: str) -> str | None:
 
 def parse_key(key: str) -> ParsedKey | None:
     """Take a key apart, or None when its end names no known parameter."""
-    inner = _unwrapped(key)
+    inner = unwrapped(key)
     for suffix, role in PARAMETERS:
         if inner.endswith(suffix):
             name = inner.removesuffix(suffix)
             prefix = key_prefix(name)
             module = name.removeprefix(prefix).replace("_orig_mod.", "")
             module = re.sub(r"\.processor(?=\.to_\w+$)", "", module)  # diffusers before it used PEFT
-            return ParsedKey(prefix=prefix, module=flattened(module), role=role) if module else None
+            return ParsedKey(prefix=prefix, name=module, module=flattened(module), role=role) if module else None
     return None
 
 
 def key_prefix(key: str) -> str:
     """The writer's prefix of a key, wrappers apart; empty where it has none."""
-    inner = _unwrapped(key)
+    inner = unwrapped(key)
     return next(prefix for prefix in PREFIXES if inner.startswith(prefix))
 
 
@@ -142,7 +144,8 @@ def flattened(module: str) -> str:
     return module.replace(".", "_")
 
 
-def _unwrapped(key: str) -> str:
+def unwrapped(key: str) -> str:
+    """A key without what frameworks wrap around a model's names."""
     while wrapper := next((wrapper for wrapper in WRAPPERS if key.startswith(wrapper)), None):
         key = key.removeprefix(wrapper)
     return key

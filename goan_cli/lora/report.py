@@ -76,7 +76,7 @@ class ParameterReport:
     @property
     def relative_change(self) -> float:
         """Norm of the change over norm of the weight."""
-        return self.change_norm / self.weight_norm if self.weight_norm else math.inf
+        return _ratio(self.change_norm, self.weight_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,7 @@ def by_block(parameters: Sequence[ParameterReport]) -> list[BlockReport]:
         BlockReport(
             block=block,
             parameters=len(each),
-            relative_change=_norm(one.change_norm for one in each)
-            / (_norm(one.weight_norm for one in each) or math.nan),
+            relative_change=_ratio(_norm(one.change_norm for one in each), _norm(one.weight_norm for one in each)),
             moved=sum(one.moved * one.values for one in each) / sum(one.values for one in each),
         )
         for block, each in sorted(blocks.items(), key=lambda item: _place(item[0]))
@@ -127,6 +126,10 @@ def block_of(name: str) -> str:
     """`transformer_blocks.3` of a parameter in a block, else the first part of its name."""
     found = re.match(r"(single_)?transformer_blocks\.\d+", name)
     return found[0] if found else name.split(".", maxsplit=1)[0]
+
+
+def _ratio(change: float, weight: float) -> float:
+    return change / weight if weight else math.inf
 
 
 def _norm(norms: Iterable[float]) -> float:

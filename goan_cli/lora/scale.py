@@ -25,12 +25,15 @@ class PeftScale:
     use_dora: bool = False
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
-    def scale(self, module: str, rank: int) -> float:
-        """alpha / rank (or alpha / sqrt(rank) with rsLoRA) of a dotted module name."""
-        alpha = next(
-            (value for pattern, value in self.alpha_pattern.items() if re.match(rf"(.*\.)?({pattern})$", module)),
-            self.lora_alpha,
+    def scale(self, names: tuple[str, ...], rank: int) -> float:
+        """alpha / rank (or alpha / sqrt(rank) with rsLoRA) of a module by any of its dotted names, strongest first."""
+        exceptions = (
+            value
+            for name in names
+            for pattern, value in self.alpha_pattern.items()
+            if re.match(rf"(.*\.)?({pattern})$", name)
         )
+        alpha = next(exceptions, self.lora_alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
@@ -52,10 +55,12 @@ def read_peft_scale(path: Path, metadata: Mapping[str, str]) -> PeftScale | None
 
 
 def sidecar_config(path: Path) -> Path | None:
-    """PEFT's `adapter_config.json` beside a file, where it is the only LoRA in the folder."""
+    """PEFT's `adapter_config.json` beside a file of PEFT's own name, or beside the only LoRA in a folder."""
     config = path.parent / SIDECAR
-    alone = config.is_file() and len(list(path.parent.glob("*.safetensors"))) == 1
-    return config if alone else None
+    if not config.is_file():
+        return None
+    its_own = path.name == "adapter_model.safetensors" or len(list(path.parent.glob("*.safetensors"))) == 1
+    return config if its_own else None
 
 
 def _scale_of(text: str, where: str) -> PeftScale | None:

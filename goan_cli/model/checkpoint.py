@@ -10,6 +10,7 @@ from goan_cli.errors import InvalidInput
 from goan_cli.tensorfile import TensorEntry, TensorHeader, read_header
 
 _INDEX = "*.safetensors.index.json"
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,11 @@ class Checkpoint:
     files: tuple[Path, ...]
     entries: Mapping[str, TensorEntry]
     file_of: Mapping[str, Path]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape."""
+        return {name: entry.shape for name, entry in self.entries.items()}
 
 
 def checkpoint_files(part: Path) -> tuple[Path, ...]:
@@ -31,6 +37,8 @@ def checkpoint_files(part: Path) -> tuple[Path, ...]:
     if not part.is_dir():
         raise InvalidInput(f"{part}: no such file or folder")
     indexes = sorted(part.glob(_INDEX))
+    if len(indexes) > 1:
+        raise InvalidInput(f"{part}: several indexes: {', '.join(index.name for index in indexes)}")
     if indexes:
         return _shards(indexes[0])
     files = sorted(part.glob("*.safetensors"))
@@ -86,3 +94,13 @@ def read_checkpoint(part: Path) -> Checkpoint:
         if promised := [name for name in _weight_map(index) if name not in entries]:
             raise InvalidInput(f"{index}: promises {len(promised)} tensors that no shard holds: {promised[0]}")
     return Checkpoint(files=files, entries=entries, file_of=file_of)
+
+
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Raise InvalidInput for a checkpoint with tensors that are no plain floats, such as an fp8 re-pack."""
+    for name, entry in checkpoint.entries.items():
+        if entry.dtype not in _FLOATS:
+            raise InvalidInput(
+                f"{checkpoint.file_of[name]}: {name} is {entry.dtype}; a render needs bf16, fp16 or fp32 weights",
+                hint="fp8 and quantised re-packs lose a LoRA: of a 1% change they keep 0 to 31%",
+            )

@@ -15,7 +15,7 @@ from goan_cli.checking import SchemaVersion, checked, nearest
 from goan_cli.documents import Document, read_document
 from goan_cli.errors import InvalidInput, InvalidJobs, Problem
 from goan_cli.files import fingerprint
-from goan_cli.model.checkpoint import checkpoint_files, read_checkpoint, read_json
+from goan_cli.model.checkpoint import checkpoint_files, read_checkpoint, read_json, refuse_quantised
 from goan_cli.model.config import read_config
 
 MANIFEST = "pack.yaml"
@@ -159,7 +159,9 @@ def _check_part(part: str, folder: Path) -> None:
     if not folder.exists():
         raise InvalidInput(f"{folder}: the pack's {part} is missing")
     if part in WEIGHTED:
-        read_checkpoint(folder)
+        checkpoint = read_checkpoint(folder)
+        if part == "transformer":
+            refuse_quantised(checkpoint)
     for name in _NEEDED_FILES.get(part, ()) if folder.is_dir() else ():
         file = folder / name
         if not file.is_file():

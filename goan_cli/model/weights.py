@@ -9,11 +9,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from goan_cli.errors import InvalidInput
-from goan_cli.model.checkpoint import read_checkpoint
+from goan_cli.model.checkpoint import read_checkpoint, refuse_quantised
 from goan_cli.model.config import TransformerConfig, read_config
 from goan_cli.model.transformer import PackedTransformer
 
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _SHOWN = 5
 
 
@@ -23,13 +22,7 @@ class WeightStore:
     def __init__(self, part: Path) -> None:
         self.checkpoint = read_checkpoint(part)
         self.part = part
-        for name, entry in self.checkpoint.entries.items():
-            if entry.dtype not in _FLOATS:
-                raise InvalidInput(
-                    f"{self.checkpoint.file_of[name]}: {name} is {entry.dtype}; a render needs the bf16, fp16 or "
-                    "fp32 checkpoint",
-                    hint="fp8 and quantised re-packs lose a LoRA: of a 1% change they keep 0 to 31%",
-                )
+        refuse_quantised(self.checkpoint)
 
     @contextmanager
     def opened(self) -> Iterator["PristineReader"]:
@@ -110,3 +103,9 @@ def check_names_and_shapes(expected: dict[str, tuple[int, ...]], store: WeightSt
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """The resident parameters by name, to be written in place."""
     return dict(model.named_parameters())
+
+
+def check_transformer(part: Path) -> None:
+    """Whether a part's tensors are those of its configuration; reads headers only. Raises InvalidInput."""
+    parameters = empty_transformer(read_config(part)).named_parameters()
+    check_names_and_shapes({name: tuple(parameter.shape) for name, parameter in parameters}, WeightStore(part))

@@ -79,6 +79,12 @@ class Engine:
         """Start the timings of a new job."""
         self.timings = {}
 
+    def free_memory(self) -> None:
+        """Give back what a failed job left on the device."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def conditioning_for(self, plan: RenderPlan) -> Conditioning:
         """Encode a plan's prompts and image."""
         job, parts = plan.job, self._parts_for(plan)
@@ -117,7 +123,7 @@ class Engine:
             with self._stage(Stage.BAKE):
                 self._bake(parts, model, loras, wanted, to_bake)
         latents, computed_steps = conditioning.start_latent, []
-        with self._stage(Stage.SAMPLE), self._out_of_memory_explained():
+        with self._stage(Stage.SAMPLE):
             for so_far, computed in self._sections(plan, model, conditioning):
                 latents = so_far
                 computed_steps.append(computed)
@@ -130,7 +136,7 @@ class Engine:
         parts = self._parts_for(plan)
         with self._stage(Stage.LOAD):
             decode = vae_decoder(parts.vae())
-        with self._stage(Stage.DECODE), self._out_of_memory_explained():
+        with self._stage(Stage.DECODE):
             for pixels in decode_video(latents, plan.job.sections, decode):
                 yield to_uint8(pixels).numpy()
 
@@ -200,21 +206,13 @@ class Engine:
         started = time.perf_counter()
         try:
             yield
+        except torch.OutOfMemoryError as error:
+            hint = "a smaller size or window needs less"
+            raise RenderFailed(f"{self.device_name}: out of memory ({stage})", hint=hint) from error
         finally:
             seconds = time.perf_counter() - started
             self.timings[stage] = self.timings.get(stage, 0.0) + seconds
             self._tell(StageFinished(stage=stage, seconds=seconds))
-
-    @contextmanager
-    def _out_of_memory_explained(self) -> Iterator[None]:
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            gc.collect()
-            torch.cuda.empty_cache()
-            raise RenderFailed(
-                f"{self.device_name}: out of memory", hint="a smaller size or window needs less"
-            ) from error
 
     def _tell_truncation(self, what: str, cuts: tuple[Truncation, ...]) -> None:
         for cut in cuts:

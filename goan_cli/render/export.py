@@ -23,14 +23,15 @@ def write_baked(part: Path, loras: Sequence[LoraFile], out: Path, *, base: str) 
     """Bake into a checkpoint's tensors in its own dtype and write them, sharded as the source is.
 
     `out` is a `.safetensors` file (shards get numbers and an index beside it) or a folder, which gets the
-    configuration too. Raises InvalidInput when `out` is the source itself.
+    configuration too. Raises InvalidInput when `out` lies in the source's folder, where the pack would take it
+    for its own. The final projection is rounded to the checkpoint's dtype like all else; a render keeps it in fp32.
     """
     store = WeightStore(part)
     folder, stem = (out.parent, out.stem) if out.suffix == ".safetensors" else (out, _WEIGHTS)
     sources = store.checkpoint.files
     targets = [folder / name for name in _names(stem, len(sources))]
-    if {path.resolve() for path in targets} & {path.resolve() for path in sources}:
-        raise InvalidInput(f"{out}: is the checkpoint itself", hint="choose another place")
+    if folder.resolve() in {path.parent.resolve() for path in sources}:
+        raise InvalidInput(f"{out}: lies in the checkpoint's own folder", hint="choose another place")
     with ExitStack() as stack:
         # Mapped privately: what the bake writes is copied page by page, and the source stays as it is.
         handles = {file: stack.enter_context(safe_open(file, framework="pt")) for file in sources}

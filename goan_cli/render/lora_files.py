@@ -8,13 +8,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from goan_cli.errors import InvalidInput, InvalidJobs, LoraRefused, Problem
-from goan_cli.files import sha256_of
+from goan_cli.files import known_sha256_of
 from goan_cli.lora.bake import LoraFile, bake
 from goan_cli.lora.change import read_factors
 from goan_cli.lora.report import BakeReport, LoraSource
 from goan_cli.lora.scale import sidecar_config
 from goan_cli.model.pack import find_pack
-from goan_cli.model.weights import WeightStore
+from goan_cli.model.weights import WeightStore, check_transformer
 from goan_cli.render.plan import PlannedLora, RenderPlan, match_loras
 
 
@@ -24,25 +24,33 @@ def lora_file(lora: PlannedLora) -> LoraFile:
     try:
         source = LoraSource(
             path=use.path,
-            sha256=sha256_of(use.path),
+            sha256=known_sha256_of(use.path),
             weight=use.weight,
             include=use.include,
             exclude=use.exclude,
-            config_sha256=sha256_of(config) if config else None,
+            config_sha256=known_sha256_of(config) if config else None,
         )
     except OSError as error:
         raise InvalidInput(f"{use.path}: cannot be read any more: {error.strerror or error}") from error
     return LoraFile(adapter=lora.adapter, source=source)
 
 
+def refuse_misfits(plans: Sequence[RenderPlan]) -> None:
+    """Compare each transformer with its configuration before anything loads. Raises InvalidInput."""
+    for part in dict.fromkeys(plan.pack.transformer for plan in plans):
+        check_transformer(part)
+
+
 def refuse_broken_values(plans: Sequence[RenderPlan]) -> None:
     """Read every LoRA's values once, before anything is rendered. Raises InvalidJobs for NaN and infinite ones."""
     problems: dict[Path, Problem] = {}
+    seen: set[tuple[Path, tuple[str, ...], tuple[str, ...]]] = set()
     for plan in plans:
         for lora in plan.loras:
             path = lora.use.path
-            if path in problems:
+            if (path, lora.use.include, lora.use.exclude) in seen:
                 continue
+            seen.add((path, lora.use.include, lora.use.exclude))
             try:
                 with safe_open(path, framework="pt") as file:
                     for module in lora.adapter.modules:

@@ -47,8 +47,7 @@ class _Packs:
         if model not in self._found:
             try:
                 pack = find_pack(model)
-                entries = read_checkpoint(pack.transformer).entries
-                self._found[model] = pack, {name: entry.shape for name, entry in entries.items()}
+                self._found[model] = pack, read_checkpoint(pack.transformer).shapes
             except GoanError as error:
                 self._found[model] = error
         found = self._found[model]
@@ -146,7 +145,7 @@ def match_loras(pack: Pack, loras: Sequence[Mapping[str, Any]]) -> list[PlannedL
 
     Raises InvalidInput for a missing or refused file, or a weight out of range.
     """
-    shapes = {name: entry.shape for name, entry in read_checkpoint(pack.transformer).entries.items()}
+    shapes = read_checkpoint(pack.transformer).shapes
     matched = []
     for keys in loras:
         try:

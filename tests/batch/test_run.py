@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from goan_cli.errors import EnvironmentFault, LoraRefused, RenderFailed
 from goan_cli.files import sha256_of
 from goan_cli.jobs.load import load_requests
 from goan_cli.model.pack import find_pack
+from goan_cli.model.transformer import PackedTransformer
 from goan_cli.output.sidecar import write_sidecar
 from goan_cli.output.video import VideoInfo, write_video
 from goan_cli.render.engine import Engine
@@ -580,3 +582,39 @@ def test_result_adds_up(tmp_path: Path) -> None:
 def test_no_jobs() -> None:
     """A run of no jobs has no outcomes."""
     assert _render([]) == []
+
+
+# What a failure leaves ----------------------------------------------------------------------------------------
+
+
+def test_latents_survive_a_failed_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With keep_latents, a decode that fails does not lose what was sampled."""
+
+    def failing(*_: Any, **__: Any) -> VideoInfo:
+        raise RenderFailed("no")
+
+    monkeypatch.setattr(run_module, "write_video", failing)
+    plan = tiny_plan(tmp_path, "job")
+    (outcome,) = _render([plan])
+    assert outcome.error is not None
+    assert [path.name for path in plan.job.output.dir.iterdir()] == ["job.latents.safetensors"]
+
+
+def test_a_failed_job_lets_go_of_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a failed job held is gone before the next one starts, though its error is kept."""
+    held: list[weakref.ref[Tensor]] = []
+    forward = PackedTransformer.forward
+
+    def failing(model: PackedTransformer, latents: Tensor, **inputs: Any) -> Tensor:
+        if not held:
+            activations = torch.ones(8)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("too much")
+        assert held[0]() is None
+        return forward(model, latents, **inputs)
+
+    monkeypatch.setattr(PackedTransformer, "forward", failing)
+    first, second = _render([tiny_plan(tmp_path, "first"), tiny_plan(tmp_path, "second")])
+    assert isinstance(first.error, RenderFailed)
+    assert "out of memory" in str(first.error)
+    assert second.error is None

@@ -1,5 +1,6 @@
 """What each algorithm makes of its factors, against the formula written out here."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from goan_cli.files import sha256_of
 from goan_cli.lora.adapter import Selection, read_adapter
 from goan_cli.lora.bake import LoraFile, bake
 from goan_cli.lora.report import LoraSource
+from goan_cli.lora.scale import METADATA_KEY
 from tests.helpers import shapes_of, write_lora
 
 OUT, IN, RANK = 6, 8, 2
@@ -164,7 +166,7 @@ def test_dora_by_columns_of_a_convolution(tmp_path: Path) -> None:
     assert_close(changed(tmp_path, tensors)[f"{CONV}.weight"], magnitude * adapted / norm - whole)
 
 
-@pytest.mark.parametrize("magnitudes", [5, 7])
+@pytest.mark.parametrize("magnitudes", [1, 4, 5, 7])
 def test_dora_magnitudes_that_fit_nothing(tmp_path: Path, magnitudes: int) -> None:
     """Magnitudes of neither the rows nor the columns are refused."""
     up, down = low_rank(OUT)
@@ -241,3 +243,35 @@ def test_narrow_factors(tmp_path: Path, dtype: torch.dtype) -> None:
     file = LoraFile(adapter=read_adapter(path, shapes_of(before)), source=LoraSource(path=path, sha256="x", weight=1.0))
     bake(after, before.__getitem__, [file])
     assert_close(after[f"{TO_Q}.weight"] - before[f"{TO_Q}.weight"], up.double() @ down.double())
+
+
+def test_patterns_match_the_file_s_own_names(tmp_path: Path) -> None:
+    """PEFT's alpha patterns name the modules that were trained, fused ones too."""
+    up, down = low_rank(3 * OUT, seed=150)
+    key = "transformer.double_blocks.0.img_attn_qkv"
+    tensors = {f"{key}.lora_B.weight": up.float(), f"{key}.lora_A.weight": down.float()}
+    metadata = {METADATA_KEY: json.dumps({"lora_alpha": RANK, "alpha_pattern": {"img_attn_qkv": 4 * RANK}})}
+    path = write_lora(tmp_path / "a.safetensors", tensors, metadata)
+    before = {name: tensor.float() for name, tensor in base().items()}
+    after = {name: tensor.clone() for name, tensor in before.items()}
+    file = LoraFile(adapter=read_adapter(path, shapes_of(before)), source=LoraSource(path=path, sha256="x", weight=1.0))
+    bake(after, before.__getitem__, [file])
+    assert_close(after[f"{TO_Q}.weight"] - before[f"{TO_Q}.weight"], 4 * (up @ down)[:OUT])
+
+
+def test_low_rank_of_a_norm(tmp_path: Path) -> None:
+    """A weight of one axis has no low-rank change."""
+    key = "transformer_blocks.0.attn.norm_q"
+    tensors = {f"{key}.lora_A.weight": torch.ones(2, 1), f"{key}.lora_B.weight": torch.ones(4, 2)}
+    with pytest.raises(LoraRefused, match="a weight of one axis"):
+        changed(tmp_path, tensors)
+
+
+def test_lycoris_scale_is_said(tmp_path: Path) -> None:
+    """Where LyCORIS's merge and training differ, the file's strength is not passed over in silence."""
+    factors = [random(*shape, seed=160 + n).float() for n, shape in enumerate([(OUT, RANK), (RANK, IN)] * 2)]
+    key = "lycoris_transformer_blocks_0_attn_to_q"
+    tensors = dict(zip((f"{key}.hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b")), factors, strict=True))
+    for alpha, warnings in ((RANK, 0), (RANK / 2, 1)):
+        path = write_lora(tmp_path / "a.safetensors", {**tensors, f"{key}.alpha": torch.tensor(float(alpha))})
+        assert len(read_adapter(path, shapes_of(base())).warnings) == warnings

@@ -13,8 +13,9 @@ from goan_cli.files import sha256_of
 from goan_cli.lora.adapter import read_adapter
 from goan_cli.lora.bake import LoraFile, bake
 from goan_cli.lora.convert import Layout, convert
+from goan_cli.lora.inspection import inspect_lora
 from goan_cli.lora.report import LoraSource
-from tests.helpers import GOLDEN, shapes_of
+from tests.helpers import GOLDEN, shapes_of, write_lora
 
 LORA = GOLDEN / "lora"
 BASE = load_file(LORA / "base" / "diffusion_pytorch_model.safetensors")
@@ -95,3 +96,24 @@ def test_what_cannot_be_converted(tmp_path: Path, name: str, layout: Layout, rea
     with pytest.raises(LoraRefused, match=reason):
         convert(read_adapter(LORA / f"{name}.safetensors", SHAPES), SHAPES, layout, tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converted_file_is_used_without_asking(tmp_path: Path) -> None:
+    """What says which model a file is for stays, and is stated where nothing said it."""
+    convert(
+        read_adapter(LORA / "kohya_framepack.safetensors", SHAPES), SHAPES, Layout.DIFFUSERS, tmp_path / "a.safetensors"
+    )
+    assert "hunyuan" in (inspect_lora(tmp_path / "a.safetensors").trained_for or "")
+
+
+def test_targets_that_do_not_act_are_left_out(tmp_path: Path) -> None:
+    """A fused file in which only one target acts becomes a file of that target alone."""
+    down, up = torch.randn(2, 32), torch.zeros(96, 2)
+    up[:32] = torch.randn(32, 2)
+    key = "lora_unet_double_blocks_0_img_attn_qkv"
+    source = write_lora(tmp_path / "q.safetensors", {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up})
+    convert(read_adapter(source, SHAPES), SHAPES, Layout.DIFFUSERS, tmp_path / "out.safetensors")
+    assert read_adapter(tmp_path / "out.safetensors", SHAPES).targets == {"transformer_blocks.0.attn.to_q"}
+    nothing = write_lora(tmp_path / "0.safetensors", {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": 0 * up})
+    with pytest.raises(LoraRefused, match="changes nothing"):
+        convert(read_adapter(nothing, SHAPES), SHAPES, Layout.DIFFUSERS, tmp_path / "none.safetensors")

@@ -29,6 +29,9 @@ def blocks(pattern: str, count: int) -> list[str]:
         pytest.param([*blocks(DOUBLE, 3), "transformer.double_blocks.0.img_mod.linear.lora_A.weight"], id="mod.linear"),
         pytest.param([*blocks(SINGLE, 3), "x.single_blocks.0.modulation.linear.lora_A.weight"], id="modulation.linear"),
         pytest.param(["transformer.x_embedder.proj.lora_A.weight"], id="no blocks at all"),
+        pytest.param(blocks("transformer.double_blocks.{}.img_attn_qkv.lora_A.weight", 9), id="diffusion-pipe"),
+        pytest.param([*blocks(DIFFUSERS, 9), "image_projection.up.lora_A.weight"], id="FramePack's own modules"),
+        pytest.param([*blocks(DIFFUSERS, 9), "transformer.context_embedder.proj_in.lora_A.weight"], id="refiner"),
     ],
 )
 def test_not_flux(keys: list[str]) -> None:
@@ -48,6 +51,13 @@ def test_flux(keys: list[str]) -> None:
     """A file whose last blocks are FLUX.1's last is refused as FLUX.1."""
     with pytest.raises(LoraRefused, match=r"trained for FLUX\.1"):
         refuse_flux(keys, {}, blocks=FULL)
+
+
+def test_trust_has_its_limit() -> None:
+    """`trusted` accepts what cannot be told, and never what is FLUX.1's to the last block."""
+    refuse_flux(blocks(DOUBLE, 5), {}, blocks=FULL, trusted=True)
+    with pytest.raises(LoraRefused, match=r"trained for FLUX\.1"):
+        refuse_flux(blocks(DOUBLE, 19) + blocks(SINGLE, 38), {}, blocks=FULL, trusted=True)
 
 
 def test_some_blocks_are_ambiguous() -> None:

@@ -129,6 +129,7 @@ ENDINGS = (
 PREFIXED = (
     ("", "transformer_blocks.0.attn.to_q"),
     ("transformer.", "transformer_blocks.0.attn.to_q"),
+    ("model.diffusion_model.", "double_blocks.0.img_attn.qkv"),
     ("diffusion_model.", "double_blocks.0.img_attn.qkv"),
     ("lora_unet_", "double_blocks_0_img_attn_qkv"),
     ("lora_transformer_", "transformer_blocks_0_attn_to_q"),

@@ -25,7 +25,7 @@ def _read(**config: Any) -> PeftScale | None:
 def _scale(module: str, rank: int, **config: Any) -> float:
     scale = _read(**config)
     assert scale is not None
-    return scale.scale(module, rank)
+    return scale.scale((module,), rank)
 
 
 @pytest.mark.parametrize(
@@ -127,21 +127,22 @@ def test_finetrainers_metadata() -> None:
     """finetrainers writes the same under a key of its own."""
     scale = read_peft_scale(Path("a.safetensors"), {"lora_config": json.dumps({"r": 4, "lora_alpha": 64})})
     assert scale is not None
-    assert scale.scale("x", 4) == 16.0
+    assert scale.scale(("x",), 4) == 16.0
 
 
 def test_configuration_beside_the_file(tmp_path: Path) -> None:
-    """PEFT's adapter_config.json counts for the one LoRA in its folder, and the file's own metadata is stronger."""
-    path = write_lora(tmp_path / "adapter_model.safetensors", factors(KEY, (64, 64)))
+    """PEFT's adapter_config.json counts for its own file or an only one; the file's metadata is stronger."""
+    path = write_lora(tmp_path / "mine.safetensors", factors(KEY, (64, 64)))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
     beside = read_peft_scale(path, {})
     assert beside is not None
-    assert beside.scale("x", 2) == 3.0
+    assert beside.scale(("x",), 2) == 3.0
     own = read_peft_scale(path, {METADATA_KEY: json.dumps({"lora_alpha": 2})})
     assert own is not None
     assert own.lora_alpha == 2.0
-    write_lora(tmp_path / "another.safetensors", factors(KEY, (64, 64)))
+    peft = write_lora(tmp_path / "adapter_model.safetensors", factors(KEY, (64, 64)))
     assert read_peft_scale(path, {}) is None
+    assert read_peft_scale(peft, {}) == beside
 
 
 def test_configuration_is_part_of_the_recipe(tmp_path: Path) -> None:

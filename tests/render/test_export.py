@@ -92,12 +92,14 @@ def test_a_file_name_of_one_s_own(tmp_path: Path) -> None:
 
 
 def test_never_over_the_source(tmp_path: Path) -> None:
-    """The checkpoint itself is no place to write to."""
+    """The checkpoint's own folder is no place to write to: the pack would take it for its own."""
     part = checkpoint(tmp_path / "base", 1)
     shapes = {name: entry.shape for name, entry in read_checkpoint(part).entries.items()}
     lora = lora_file(write_lora(tmp_path / "lora.safetensors", factors(KEY, (HEIGHT, WIDTH))), shapes)
-    with pytest.raises(InvalidInput, match="is the checkpoint itself"):
+    with pytest.raises(InvalidInput, match="own folder"):
         write_baked(part, [lora], part, base="id")
+    with pytest.raises(InvalidInput, match="own folder"):
+        write_baked(part, [lora], part / "baked.safetensors", base="id")
 
 
 def test_golden_base_through_the_file(tmp_path: Path) -> None:
