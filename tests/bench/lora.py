@@ -4,11 +4,15 @@ Everything is measured in one run on one machine and printed as ratios; nothing 
 """
 
 import argparse
+import dataclasses
 import gc
+import json
+import multiprocessing
 import platform
 import re
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +29,7 @@ from goan_cli.lora.bake import LoraFile, bake, restore
 from goan_cli.lora.report import LoraSource
 from goan_cli.model.config import TransformerConfig
 from goan_cli.model.transformer import PackedTransformer, TextConditioning
-from goan_cli.model.weights import WeightStore, empty_transformer
+from goan_cli.model.weights import WeightStore, empty_transformer, load_transformer
 
 RANK = 32
 TARGETS = (
@@ -59,6 +63,8 @@ def main() -> None:
     console.print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
     with tempfile.TemporaryDirectory() as folder:
         console.print(bake_table(Path(folder), device, options.runs))
+        if device.type == "cpu" and _STATUS.exists():
+            console.print(memory_table(Path(folder)))
         console.print(step_table(Path(folder), device, options.runs))
 
 
@@ -67,7 +73,7 @@ def bake_table(folder: Path, device: torch.device, runs: int) -> Table:
     base, lora = write_base(folder, WIDE), folder / "lora.safetensors"
     write_lora(lora, WIDE)
     store = WeightStore(base)
-    shapes = {name: entry.shape for name, entry in store.checkpoint.entries.items()}
+    shapes = store.checkpoint.shapes
     file = LoraFile(
         adapter=read_adapter(lora, shapes, trusted=True), source=LoraSource(path=lora, sha256="", weight=1.0)
     )
@@ -108,6 +114,61 @@ def bake_table(folder: Path, device: torch.device, runs: int) -> Table:
     for what, seconds in timed.items():
         table.add_row(what, f"{count / seconds / 1e6:,.0f}", f"{fuse / seconds:.2f}x", f"{plain / seconds:.2f}x")
     return table
+
+
+def memory_table(folder: Path) -> Table:
+    """Private memory (beyond the mapped checkpoint) while a model loads with LoRAs baked on the way."""
+    part = folder / "base"
+    part.mkdir()
+    (folder / "base.safetensors").rename(part / "base.safetensors")
+    (part / "config.json").write_text(json.dumps(dataclasses.asdict(WIDE)))
+    # In a process of its own, whose memory nothing else has touched.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        rows = pool.apply(memory_figures, (part, folder / "lora.safetensors"))
+    table = Table(title="memory: load with the bake on the way, bf16 on the CPU", title_justify="left")
+    table.add_column("what")
+    table.add_column("MB", justify="right")
+    for what, size in rows:
+        table.add_row(what, f"{size / 1e6:,.0f}")
+    return table
+
+
+def memory_figures(part: Path, lora: Path) -> list[tuple[str, int]]:
+    """Bytes: on disk, baked, private after the bake, and the peak beyond the baked weights."""
+    store = WeightStore(part)
+    adapter = read_adapter(lora, store.checkpoint.shapes, trusted=True)
+    file = LoraFile(adapter=adapter, source=LoraSource(path=adapter.path, sha256="", weight=1.0))
+    before = _private()
+    model, store = load_transformer(part, device=torch.device("cpu"), dtype=torch.bfloat16, unread=adapter.parameters)
+    parameters = dict(model.named_parameters())
+    baked = sum(parameters[name].nbytes for name in adapter.parameters)
+    peak, stop = [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.002):
+            peak[0] = max(peak[0], _private())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with store.opened() as pristine:
+        bake(parameters, pristine, [file])
+    stop.set()
+    watcher.join()
+    return [
+        ("checkpoint on disk, mapped", sum(each.stat().st_size for each in store.checkpoint.files)),
+        ("of it baked, and so private", baked),
+        ("private memory after the bake", _private() - before),
+        ("peak during the bake, beyond the baked weights", peak[0] - before - baked),
+    ]
+
+
+_STATUS = Path("/proc/self/status")
+
+
+def _private() -> int:
+    """This process's anonymous memory in bytes (Linux)."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
 
 
 def step_table(folder: Path, device: torch.device, runs: int) -> Table:
