@@ -4,7 +4,6 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from goan_cli.errors import InvalidInput
@@ -38,8 +37,7 @@ def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InvalidInput("holds floating-point values; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips to white
-        grey = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
