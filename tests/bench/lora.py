@@ -30,6 +30,7 @@ from goan_cli.lora.report import LoraSource
 from goan_cli.model.config import TransformerConfig
 from goan_cli.model.transformer import PackedTransformer, TextConditioning
 from goan_cli.model.weights import WeightStore, empty_transformer, load_transformer
+from goan_cli.tiny.build import CONFIG as TINY
 
 RANK = 32
 TARGETS = (
@@ -65,7 +66,8 @@ def main() -> None:
         console.print(bake_table(Path(folder), device, options.runs))
         if device.type == "cpu" and _STATUS.exists():
             console.print(memory_table(Path(folder)))
-        console.print(step_table(Path(folder), device, options.runs))
+        console.print(step_table(Path(folder), device, options.runs * 4, "a 66 M model", STEP))
+        console.print(step_table(Path(folder), device, options.runs * 40, "the tiny pack", TINY))
 
 
 def bake_table(folder: Path, device: torch.device, runs: int) -> Table:
@@ -171,28 +173,36 @@ def _private() -> int:
     return int(line.split()[1]) * 1024
 
 
-def step_table(folder: Path, device: torch.device, runs: int) -> Table:
+def step_table(folder: Path, device: torch.device, runs: int, what: str, config: TransformerConfig) -> Table:
     """Time of one forward: base, baked, and the same LoRA as PEFT's dynamic layers."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     lora = folder / "step-lora.safetensors"
-    write_lora(lora, STEP)
-    models = {name: random_model(STEP, device, dtype) for name in ("base", "baked", "PEFT dynamic layers")}
-    parameters = dict(models["baked"].named_parameters())
+    write_lora(lora, config)
+    # One model for base and baked, its weights rewritten in place between the two: what differs is the weights alone.
+    model, dynamic = (random_model(config, device, dtype) for _ in range(2))
+    parameters = dict(model.named_parameters())
     originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     file = LoraFile(
         adapter=read_adapter(lora, shapes, trusted=True), source=LoraSource(path=lora, sha256="", weight=1.0)
     )
-    bake(parameters, originals.__getitem__, [file])
-    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS), models["PEFT dynamic layers"])
-    models["PEFT dynamic layers"].to(device, dtype)
-    timed = in_turn({name: forward_of(model, device, dtype) for name, model in models.items()}, runs * 4, device)
-    parameters_in_millions = sum(tensor.numel() for tensor in parameters.values()) / 1e6
-    table = Table(title=f"one step: {parameters_in_millions:.0f} M parameters", title_justify="left")
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS), dynamic)
+    dynamic.to(device, dtype)
+    step = forward_of(model, device, dtype)
+    timed = in_turn(
+        {"base": step, "baked": step, "PEFT dynamic layers": forward_of(dynamic, device, dtype)},
+        runs,
+        device,
+        before={
+            "base": lambda: restore(parameters, originals.__getitem__, set(file.adapter.parameters)),
+            "baked": lambda: bake(parameters, originals.__getitem__, [file]),
+        },
+    )
+    table = Table(title=f"one step of {what}, {runs} counted runs", title_justify="left")
     for column in ("weights", "s/step", "to base"):
         table.add_column(column, justify="left" if column == "weights" else "right")
-    for what, seconds in timed.items():
-        table.add_row(what, f"{seconds:.4f}", f"{seconds / timed['base']:.3f}x")
+    for weights, seconds in timed.items():
+        table.add_row(weights, f"{seconds:.4f}", f"{seconds / timed['base']:.3f}x")
     return table
 
 
@@ -201,6 +211,7 @@ def in_turn(
     runs: int,
     device: torch.device,
     *,
+    before: dict[str, Callable[[], object]] | None = None,
     after: dict[str, Callable[[], object]] | None = None,
 ) -> dict[str, float]:
     """Median seconds of each action, run in turn so that a drifting machine slows them all; one warm-up each."""
@@ -208,6 +219,9 @@ def in_turn(
     for run in range(runs + 1):
         for name, action in actions.items():
             gc.collect()
+            if before and name in before:
+                before[name]()
+                action()  # what came before has left the caches to itself
             _wait(device)
             started = time.perf_counter()
             action()
