@@ -4,15 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test check format tiny picture bench-lora clean
+.PHONY: help install demo smoke test check format tiny tiny-eval picture bench-lora clean
 help:
 	@echo "make demo    install, render the quick start, and say where the video is"
 	@echo "make test    install, and run the whole default test suite"
 	@echo "make check   ruff, ruff format, mypy --strict, import-linter"
 	@echo "make format  let ruff format and fix what it can"
-	@echo "make tiny    build the embedded tiny pack and the quick start's files anew"
+	@echo "make smoke   render a small clip and check what it shows"
+	@echo "make tiny    train the embedded tiny packs from nothing (about two hours on two cores), resumable"
+	@echo "make tiny-eval  measure what the tiny packs can do, and write goan_cli/tiny/pack/README.md"
 	@echo "make bench-lora  speed of the bake, against diffusers and the machine's limits"
-	@echo "make picture README's terminal picture anew"
+	@echo "make picture README's pictures anew"
 
 install: $(INSTALLED)
 
@@ -27,6 +29,7 @@ demo: $(INSTALLED)
 	$(BIN)/goan plan examples/quickstart.yaml
 	$(BIN)/goan render examples/quickstart.yaml --preview
 	@echo "the video: $(CURDIR)/examples/renders/quickstart.mp4"
+	@echo "its frames: $(CURDIR)/examples/renders/quickstart.sheet.png"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
@@ -42,14 +45,20 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 tiny: $(INSTALLED)
-	$(BIN)/python -m goan_cli.tiny.build
+	$(BIN)/python -m goan_cli.tiny.train build/tiny
 	$(BIN)/python -m goan_cli.tiny.examples examples
+
+tiny-eval: $(INSTALLED)
+	$(BIN)/python -m goan_cli.tiny.evaluate
+
+smoke: $(INSTALLED)
+	$(BIN)/goan smoke
 
 bench-lora: $(INSTALLED)
 	$(BIN)/python -m tests.bench.lora
 
 picture: $(INSTALLED)
-	$(BIN)/python tests/readme_picture.py examples/terminal.svg
+	$(BIN)/python tests/readme_picture.py examples/terminal.svg examples/quickstart.png
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,9 +1,10 @@
-"""Makes README's terminal picture by rendering the quick start: `make picture`."""
+"""Makes README's pictures, of the terminal and of the frames, by rendering the quick start: `make picture`."""
 
 import io
 import sys
 import tempfile
 from pathlib import Path
+from shutil import copyfile
 
 from rich.console import Console
 from rich.text import Text
@@ -15,8 +16,8 @@ from goan_cli.jobs.load import load_requests
 from goan_cli.render.plan import plan_renders
 
 
-def main(picture: Path) -> None:
-    """Render the quick start on a recording console and save what it looked like."""
+def main(picture: Path, frames: Path) -> None:
+    """Render the quick start on a recording console; save what it looked like, and the contact sheet."""
     console = Console(record=True, width=100, force_terminal=True, highlight=False, file=io.StringIO())
     requests, problems = load_requests([Path("examples/quickstart.yaml")])
     with tempfile.TemporaryDirectory() as folder:
@@ -29,9 +30,10 @@ def main(picture: Path) -> None:
         listener = RunConsole(console)  # not entered: live progress has no place in a still picture
         listener.announce(plans)
         render_jobs(plans, device="cpu", listener=listener)
+        copyfile(plans[0].job.output.dir / "quickstart.sheet.png", frames)
         svg = console.export_svg(title="goan").replace(f"{Path.cwd()}/", "").replace(f"{folder}/", "renders/")
     picture.write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -14,7 +14,7 @@ from goan_cli.errors import EnvironmentFault, GoanError
 from goan_cli.files import replaced_when_complete, sha256_of
 from goan_cli.jobs.job import Job
 from goan_cli.lora.report import BakeReport
-from goan_cli.output.pictures import write_latents, write_preview
+from goan_cli.output.pictures import Frame, keeping, sheet_frames, write_contact_sheet, write_latents, write_preview
 from goan_cli.output.sidecar import PackRecord, RenderRecord, sidecar, write_sidecar
 from goan_cli.output.video import ffmpeg_version, write_video
 from goan_cli.render.engine import Engine, Sampled
@@ -147,11 +147,15 @@ def _render(engine: Engine, plan: RenderPlan, notes: list[str]) -> RenderResult:
     if early:
         write_latents(kept, sampled.latents.numpy())
     with replaced_when_complete(job.video) as temporary:
-        frames = engine.frames(plan, sampled.latents)
+        shown: dict[int, Frame] = {}
+        frames = keeping(engine.frames(plan, sampled.latents), sheet_frames(job.sections.frames), shown)
         video = write_video(temporary, frames, size=job.size, fps=job.fps, crf=job.output.crf)
         video_sha256 = sha256_of(temporary)
         if job.output.keep_latents and not early:
             write_latents(kept, sampled.latents.numpy())
+        if job.output.contact_sheet:
+            labels = [f"{number / job.fps:.1f} s" for number in shown]
+            write_contact_sheet(job.output.dir / f"{job.name}.sheet.png", list(shown.values()), labels)
         # From here to the end the job is not complete, and nothing may say so.
         job.sidecar.unlink(missing_ok=True)
     record = _record(engine, plan, sampled, image_sha256, notes)

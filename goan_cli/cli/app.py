@@ -14,6 +14,7 @@ from goan_cli.cli.plan import plan
 from goan_cli.cli.presets import presets
 from goan_cli.cli.render import render
 from goan_cli.cli.schema import schema
+from goan_cli.cli.smoke import smoke
 from goan_cli.errors import GoanError, InvalidJobs
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.command()(plan)
 app.command()(presets)
 app.command()(schema)
 app.command()(doctor)
+app.command()(smoke)
 app.add_typer(lora)
 
 

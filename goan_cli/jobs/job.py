@@ -57,6 +57,7 @@ class Output:
 
     dir: Path
     keep_latents: bool
+    contact_sheet: bool
     crf: int
 
 

@@ -67,6 +67,7 @@ def resolve_job(
         output=Output(
             dir=out or (Path(output.dir) if output and output.dir else request.default_dir),
             keep_latents=bool(output and output.keep_latents),
+            contact_sheet=bool(output and output.contact_sheet),
             crf=(output.crf if output else None) or DEFAULT_CRF,
         ),
     )

@@ -132,6 +132,7 @@ class OutputSpec(_Layer):
 
     dir: PathText | None = Field(None, description="Folder for results (default renders/).")
     keep_latents: StrictBool | None = Field(None, description="Also save the final latents as safetensors.")
+    contact_sheet: StrictBool | None = Field(None, description="Also write frames of the whole video as one PNG.")
     crf: StrictInt | None = Field(None, ge=1, le=51, description="x264 quality, lower is better (default 16).")
 
 

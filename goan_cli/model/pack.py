@@ -19,7 +19,8 @@ from goan_cli.model.checkpoint import checkpoint_files, read_checkpoint, read_js
 from goan_cli.model.config import read_config
 
 MANIFEST = "pack.yaml"
-SHIPPED = {"tiny": Path(str(files("goan_cli"))) / "tiny" / "pack"}
+_TINY = Path(str(files("goan_cli"))) / "tiny" / "pack"
+SHIPPED = {"tiny": _TINY / MANIFEST, "tiny-f1": _TINY / "tiny-f1.yaml"}
 
 _PartPath = Annotated[str, Field(min_length=1)]
 

@@ -94,7 +94,7 @@ class PackedTransformer(nn.Module):
         tokens = [self.clean_x_embedder(part.latents.to(self.device, self.dtype), part.pool) for part in ordered]
         tables = [rope_table(self.config, part.indices.to(self.device), rows, columns, part.pool) for part in ordered]
         noisy = rope_table(self.config, latent_indices.to(self.device), rows, columns)
-        none = torch.zeros((1, 0, self.config.width), device=self.device, dtype=self.dtype)
+        none = torch.zeros((len(image_embeds), 0, self.config.width), device=self.device, dtype=self.dtype)
         return SectionContext(
             clean_tokens=torch.cat([none, *tokens], dim=1),
             image_tokens=self.image_projection(image_embeds.to(self.device, self.dtype)),

@@ -108,6 +108,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "output": {
             "dir": str(job.output.dir),
             "keep_latents": job.output.keep_latents,
+            "contact_sheet": job.output.contact_sheet,
             "crf": job.output.crf,
         },
     }

@@ -83,6 +83,21 @@ def write_video(
     return VideoInfo(frames=frames, size=size, fps=fps)
 
 
+def read_video(path: Path) -> NDArray[np.uint8]:
+    """All frames `(n, h, w, 3)` of a video file, decoded at once: for short ones.
+
+    Raises RenderFailed when ffmpeg cannot decode it.
+    """
+    ffmpeg_path()
+    try:
+        reader = imageio_ffmpeg.read_frames(str(path))
+        width, height = next(reader)["size"]
+        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    except (OSError, RuntimeError, StopIteration) as error:
+        raise RenderFailed(f"{path}: ffmpeg cannot decode it: {error}") from error
+    return np.stack(frames)
+
+
 def _feed(process: "subprocess.Popen[bytes]", chunks: Iterable[NDArray[np.uint8]]) -> int:
     """Write all frames to ffmpeg; returns their number. Stops early when ffmpeg does, who then says why."""
     frames = 0

@@ -71,7 +71,7 @@ def sample_sections(
         context = model.context_for(
             latent_indices=torch.tensor(section.latent_indices),
             latent_size=(height, width),
-            clean=_clean_latents(section, plan.family, history, start),
+            clean=clean_latents(section, plan.family, history, start),
             image_embeds=conditioning.image_embeds,
         )
         branches = _branches(model, conditioning, sampling)
@@ -92,9 +92,13 @@ def sample_sections(
         )
 
 
-def _clean_latents(section: Section, family: Family, history: Tensor, start: Tensor) -> list[CleanLatents]:
-    """The start, and the 19 latents nearest to the section, at three resolutions; zeros where there are none."""
-    empty = start.new_zeros((1, start.shape[1], HISTORY, *start.shape[-2:]))
+def clean_latents(section: Section, family: Family, history: Tensor, start: Tensor) -> list[CleanLatents]:
+    """The start, and the 19 latents nearest to the section, at three resolutions; zeros where there are none.
+
+    `history` `(b, 16, n, h, w)` in viewing order and `start` `(b, 16, 1, h, w)`; what comes after an inverted
+    section, or before a forward one.
+    """
+    empty = start.new_zeros((*start.shape[:2], HISTORY, *start.shape[-2:]))
     if family is Family.INVERTED:
         near = torch.cat((history, empty), dim=2)[:, :, :HISTORY]
         near_1x, near_2x, near_4x = near.split((1, CLEAN_2X, CLEAN_4X), dim=2)

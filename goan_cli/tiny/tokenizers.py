@@ -21,9 +21,10 @@ _TEMPLATE = (
     "\n\n",
 )
 _WORDS = (
-    "a an the red green blue yellow purple orange white black grey circle square triangle star ball moves to left "
-    "right up down grows shrinks bounces stands still over on background gradient plain dark light with slowly "
-    "quickly and then girl dances gracefully clear movements full of charm"
+    "a an the red green blue yellow purple white orange black grey circle square triangle star ball moves moving to "
+    "left right up upwards down downwards bounces grows shrinks gets bigger smaller stands still does not move and "
+    "then slowly quickly on over in background gradient plain dark light with glow glowing spins girl dances "
+    "gracefully clear movements full of charm"
 )
 _SPECIAL = (
     "<|begin_of_text|>",

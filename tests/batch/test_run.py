@@ -463,6 +463,17 @@ def test_kept_latents_are_the_final_ones(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "other.latents.safetensors").exists()
 
 
+def test_contact_sheet_where_asked_for(tmp_path: Path) -> None:
+    """`output.contact_sheet` adds one PNG of the video's frames; the video is the same with and without it."""
+    plain = tiny_plan(tmp_path, "plain", output={"dir": str(tmp_path / "out")})
+    shown = tiny_plan(tmp_path, "shown", output={"dir": str(tmp_path / "out"), "contact_sheet": True})
+    outcomes = render_jobs([plain, shown], device="cpu")
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["shown.sheet.png"]
+    assert plain.job.video.read_bytes() == shown.job.video.read_bytes()
+    assert _sidecar(shown)["settings"]["output"]["contact_sheet"] is True
+
+
 def test_only_the_named_files_are_left(tmp_path: Path) -> None:
     """A job leaves its video, sidecar, kept latents and asked-for previews, and no temporary file."""
     plan = tiny_plan(tmp_path, "job", sections=2)

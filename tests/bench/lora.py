@@ -30,7 +30,7 @@ from goan_cli.lora.report import LoraSource
 from goan_cli.model.config import TransformerConfig
 from goan_cli.model.transformer import PackedTransformer, TextConditioning
 from goan_cli.model.weights import WeightStore, empty_transformer, load_transformer
-from goan_cli.tiny.build import CONFIG as TINY
+from goan_cli.tiny.parts import CONFIG as TINY
 
 RANK = 32
 TARGETS = (

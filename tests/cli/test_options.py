@@ -173,7 +173,7 @@ def _no_tensors(folder: Path) -> dict[str, Any]:
 
 
 def _pack(folder: Path) -> Path:
-    shutil.copytree(SHIPPED["tiny"], folder / "bad-pack")
+    shutil.copytree(SHIPPED["tiny"].parent, folder / "bad-pack")
     return folder / "bad-pack"
 
 

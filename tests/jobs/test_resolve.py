@@ -33,6 +33,7 @@ def test_defaults(folder: Path) -> None:
     assert (sampling.steps, sampling.guidance_scale, sampling.true_cfg_scale) == (25, 10.0, 1.0)
     assert (sampling.guidance_rescale, sampling.shift, sampling.step_cache) == (0.0, None, None)
     assert (job.output.dir, job.output.crf, job.output.keep_latents) == (folder / "renders", 16, False)
+    assert not job.output.contact_sheet
     assert job.loras == ()
 
 
@@ -58,7 +59,7 @@ def test_everything_given(folder: Path) -> None:
             "shift": 3,
             "step_cache": {"threshold": 0.2},
             "loras": [{"path": "style.safetensors", "weight": 0}],
-            "output": {"dir": "out", "keep_latents": True, "crf": 1},
+            "output": {"dir": "out", "keep_latents": True, "contact_sheet": True, "crf": 1},
         },
     )
     sampling = job.sampling
@@ -69,6 +70,7 @@ def test_everything_given(folder: Path) -> None:
     assert sampling.step_cache == StepCache(threshold=0.2)
     assert [(lora.path, lora.weight) for lora in job.loras] == [(folder / "style.safetensors", 0.0)]
     assert (job.output.dir, job.output.crf, job.output.keep_latents) == (folder / "out", 1, True)
+    assert job.output.contact_sheet
 
 
 def test_absent_seed_is_drawn(folder: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from goan_cli.errors import RenderFailed
 from goan_cli.files import replaced_when_complete
-from goan_cli.output.video import VideoInfo, ffmpeg_path, ffmpeg_version, write_video
+from goan_cli.output.video import VideoInfo, ffmpeg_path, ffmpeg_version, read_video, write_video
 
 SIZE = (64, 48)
 Frames = NDArray[np.uint8]
@@ -198,3 +198,24 @@ def test_no_frames(tmp_path: Path) -> None:
 def test_version() -> None:
     """ffmpeg's own first line is what the sidecar records."""
     assert ffmpeg_version().startswith("ffmpeg version")
+
+
+def test_read_video(tmp_path: Path) -> None:
+    """A video comes back whole: its frames in order, about as they were written."""
+    path = tmp_path / "a.mp4"
+    grey = np.linspace(40, 200, 7).astype(np.uint8)
+    frames = np.broadcast_to(grey[:, None, None, None], (7, SIZE[1], SIZE[0], 3))
+    write_video(path, [np.ascontiguousarray(frames)], size=SIZE, fps=30.0, crf=1)
+    back = read_video(path)
+    assert back.shape == frames.shape
+    assert np.abs(back.astype(int) - frames).max() <= 3
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video", None])
+def test_read_video_of_something_else(tmp_path: Path, content: bytes | None) -> None:
+    """What is no video, or not there, is a failure that names the file."""
+    path = tmp_path / "a.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RenderFailed, match=r"a\.mp4"):
+        read_video(path)

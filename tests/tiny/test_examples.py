@@ -1,4 +1,4 @@
-"""What the quick start needs beside the pack: its image and its LoRA."""
+"""What the examples need beside the pack: a start image and a LoRA."""
 
 from pathlib import Path
 
@@ -6,33 +6,22 @@ import numpy as np
 from PIL import Image
 
 from goan_cli.jobs.images import image_size
-from goan_cli.lora.adapter import read_adapter
-from goan_cli.model.checkpoint import read_checkpoint
-from goan_cli.tiny.build import PACK
-from goan_cli.tiny.examples import write_demo_lora, write_start_image
+from goan_cli.jobs.sizes import nearest_bucket
+from goan_cli.tiny.examples import SIZE, write_examples
 
-SHAPES = {name: entry.shape for name, entry in read_checkpoint(PACK / "transformer").entries.items()}
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_start_image(tmp_path: Path) -> None:
-    """The image is a picture in colour, of another shape than the render, so that the crop shows."""
-    write_start_image(tmp_path / "start.png")
-    assert image_size(tmp_path / "start.png") == (160, 120)
-    with Image.open(tmp_path / "start.png") as image:
-        assert image.mode == "RGB"
+def test_examples_are_what_is_written(tmp_path: Path) -> None:
+    """The shipped image and LoRA are what the builder writes, byte for byte."""
+    write_examples(tmp_path)
+    for name in ("start.png", "dusk.safetensors"):
+        assert (tmp_path / name).read_bytes() == (EXAMPLES / name).read_bytes()
+
+
+def test_start_image_is_cropped_to_the_trained_size() -> None:
+    """The image is of another shape than the render, which is the 64 x 64 that the pack knows."""
+    assert image_size(EXAMPLES / "start.png") == SIZE
+    assert nearest_bucket(SIZE[1], SIZE[0], 64) == (64, 64)
+    with Image.open(EXAMPLES / "start.png") as image:
         assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 100
-
-
-def test_demo_lora_fits(tmp_path: Path) -> None:
-    """The LoRA that is written fits the tiny model with every key."""
-    write_demo_lora(tmp_path / "demo.safetensors")
-    adapter = read_adapter(tmp_path / "demo.safetensors", SHAPES)
-    assert adapter.matched_keys == adapter.keys > 0
-    assert adapter.skipped == {}
-
-
-def test_shipped_example_lora_fits() -> None:
-    """So does the one that lies in the examples folder."""
-    adapter = read_adapter(EXAMPLES / "demo-lora.safetensors", SHAPES)
-    assert adapter.matched_keys == adapter.keys > 0

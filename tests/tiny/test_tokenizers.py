@@ -6,7 +6,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from goan_cli.render.text import load_llama_tokenizer
-from goan_cli.tiny.build import PACK
+from goan_cli.tiny.parts import PACK
 from goan_cli.tiny.tokenizers import write_clip_tokenizer, write_llama_tokenizer
 
 

@@ -1,7 +1,4 @@
-"""Builds the embedded tiny pack: the real repositories' layout and classes at small widths, seeded weights.
-
-Run as `python -m goan_cli.tiny.build` (`make tiny`); the result lies in `goan_cli/tiny/pack` and ships in the wheel.
-"""
+"""Writes the tiny pack's parts in the real repositories' layout: trained weights, and frozen random encoders."""
 
 import json
 import shutil
@@ -22,54 +19,58 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from goan_cli.jobs.sections import Family
 from goan_cli.model.config import TransformerConfig
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.tiny.tokenizers import write_clip_tokenizer, write_llama_tokenizer
+from goan_cli.tiny.training import SEED
 
-SEED = 20_26_11
 PACK = Path(__file__).parent / "pack"
 CONFIG = TransformerConfig(
     num_attention_heads=4,
-    attention_head_dim=16,
+    attention_head_dim=24,
     num_layers=2,
     num_single_layers=4,
     num_refiner_layers=2,
+    mlp_ratio=2.0,
     text_embed_dim=48,
     pooled_projection_dim=32,
     image_proj_dim=32,
-    rope_axes_dim=(4, 6, 6),
+    rope_axes_dim=(8, 8, 8),
 )
-_VAE_WIDTHS = (8, 16, 16, 16)
+WINDOW = 3
+TRANSFORMERS = {Family.INVERTED: "transformer", Family.F1: "transformer_f1"}
+LORAS = {"dusk": "loras/dusk.safetensors", "sway": "loras/sway/adapter_model.safetensors"}
+_MANIFESTS = {Family.INVERTED: "pack.yaml", Family.F1: "tiny-f1.yaml"}
+_NAMES = {Family.INVERTED: "tiny", Family.F1: "tiny-f1"}
 
 
-def build(folder: Path = PACK) -> None:
-    """Write the whole pack into `folder`, replacing what is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+def write_encoders(folder: Path) -> None:
+    """Write manifests, tokenizers and the frozen encoders into `folder`, from a seed."""
     torch.manual_seed(SEED)
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     vocabulary = write_llama_tokenizer(folder / "tokenizer")
     clip_vocabulary = write_clip_tokenizer(folder / "tokenizer_2")
-    _write_transformer(folder / "transformer")
-    _write_vae(folder / "vae")
     _write_text_encoders(folder, vocabulary, clip_vocabulary)
     _write_image_encoder(folder)
-    manifest = {
-        "version": 1,
-        "name": "tiny",
-        "family": "inverted",
-        "defaults": {"window": 3, "steps": 8, "resolution": 64},
-    }
-    note = "# The embedded tiny pack: FramePack's parts at small widths. Written by goan_cli/tiny/build.py.\n"
-    (folder / "pack.yaml").write_text(note + yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
+    for family, manifest in _MANIFESTS.items():
+        _write_manifest(folder / manifest, family)
 
 
-def _write_transformer(folder: Path) -> None:
-    folder.mkdir()
-    model = PackedTransformer(CONFIG)
-    _spread(model, 0.12)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+def write_autoencoder(folder: Path, vae: AutoencoderKLHunyuanVideo) -> None:
+    """Write a trained autoencoder, in half precision, as the pack's `vae`."""
+    vae.half().save_pretrained(str(folder / "vae"))
+    vae.float()
+
+
+def write_transformer(folder: Path, model: PackedTransformer, family: Family) -> None:
+    """Write a trained transformer, in half precision, as the pack's part of its family."""
+    part = folder / TRANSFORMERS[family]
+    part.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     config = {
         "_class_name": "HunyuanVideoTransformer3DModelPacked",
         "in_channels": CONFIG.in_channels,
@@ -92,12 +93,19 @@ def _write_transformer(folder: Path) -> None:
         "image_proj_dim": CONFIG.image_proj_dim,
         "has_clean_x_embedder": True,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_vae(folder: Path) -> None:
-    vae = AutoencoderKLHunyuanVideo(block_out_channels=_VAE_WIDTHS, layers_per_block=1, norm_num_groups=4)
-    vae.save_pretrained(str(folder))
+def _write_manifest(file: Path, family: Family) -> None:
+    manifest = {
+        "version": 1,
+        "name": _NAMES[family],
+        "family": family.value,
+        "transformer": TRANSFORMERS[family],
+        "defaults": {"window": WINDOW, "steps": 8, "resolution": 64},
+    }
+    note = "# An embedded tiny pack: FramePack's parts at small widths. Written by goan_cli/tiny/parts.py.\n"
+    file.write_text(note + yaml.safe_dump(manifest, sort_keys=False), encoding="utf-8")
 
 
 def _write_text_encoders(folder: Path, vocabulary: int, clip_vocabulary: int) -> None:
@@ -115,9 +123,10 @@ def _write_text_encoders(folder: Path, vocabulary: int, clip_vocabulary: int) ->
             pad_token_id=5,
         )
     )
-    # Strong enough weights that different prompts give clearly different features.
-    _spread(llama, 0.3)
-    llama.save_pretrained(str(folder / "text_encoder"))
+    # Each row stays near its own token's embedding, stirred a little by the words before it: captions stay apart.
+    _spread(llama, 0.05)
+    nn.init.normal_(llama.embed_tokens.weight, std=1.0)
+    llama.half().save_pretrained(str(folder / "text_encoder"))
     clip = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=clip_vocabulary,
@@ -131,7 +140,7 @@ def _write_text_encoders(folder: Path, vocabulary: int, clip_vocabulary: int) ->
         )
     )
     _spread(clip, 0.3)
-    clip.save_pretrained(str(folder / "text_encoder_2"))
+    clip.half().save_pretrained(str(folder / "text_encoder_2"))
 
 
 def _write_image_encoder(folder: Path) -> None:
@@ -143,11 +152,11 @@ def _write_image_encoder(folder: Path) -> None:
             num_hidden_layers=2,
             num_attention_heads=4,
             image_size=size["height"],
-            patch_size=16,
+            patch_size=32,
             vision_use_head=False,
         )
     )
-    siglip.save_pretrained(str(folder / "image_encoder"))
+    siglip.half().save_pretrained(str(folder / "image_encoder"))
     half = [0.5, 0.5, 0.5]
     processor = SiglipImageProcessorPil(size=size, image_mean=half, image_std=half, resample=3)
     processor.save_pretrained(str(folder / "feature_extractor"))
@@ -159,7 +168,3 @@ def _spread(model: nn.Module, deviation: float) -> None:
         if parameter.dim() > 1:
             fan_in = parameter[0].numel()
             nn.init.normal_(parameter, std=max(deviation, 1.0 / fan_in**0.5))
-
-
-if __name__ == "__main__":
-    build()

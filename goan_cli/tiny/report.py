@@ -1,0 +1,118 @@
+"""The tiny pack's README: what it is, how it came to be, and what was measured of it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from goan_cli.files import write_text
+
+_TEXT = """\
+# The tiny packs
+
+FramePack's parts at small widths, trained from nothing on a procedural world (`goan_cli/tiny/world.py`): one coloured
+shape on a calm background that moves left, right, up or down, bounces, grows, shrinks or stands still, 64 x 64 pixels.
+`tiny` renders from the end to the start as FramePack I2V does, `tiny-f1` forward as F1 does; they share every part but
+the transformer. Llama, CLIP and SigLIP are frozen random networks. Weights are stored in float16.
+
+Prompts it knows: `a red circle moves right`, with `red green blue yellow purple white`, `circle square triangle`, and
+`moves left|right|up|down`, `bounces`, `grows`, `shrinks`, `stands still`. Guidance below 6 makes it less obedient.
+
+`make tiny` trains all of it again; `make tiny-eval` measures what follows. Both files beside this one are their output.
+
+## How it was made
+
+{training}
+
+## What it can do
+
+Held-out clips through the autoencoder, PSNR in dB:
+
+{autoencoder}
+
+{prompts} prompts x seeds for each family, four sections each. Every start image is told to go each of the four ways,
+so only the prompt decides; everything is read from the decoded frames.
+
+{families}
+
+The demonstration LoRAs by weight, mean of four videos: how far the background goes to dusk, and how far (in pixels)
+a shape that stands still swings.
+
+{loras}
+
+Baked weights against PEFT's dynamic layers, relative difference of a whole render's latents: {peft}. After both, the
+base model's video is bit for bit the one before: {again}.
+
+TeaCache against the exact render of the same seed, {cache_steps} steps, mean of four videos:
+
+{teacache}
+"""
+
+
+def write_report(pack: Path) -> None:
+    """Write `README.md` from `training.json` and `evaluation.json` in the pack."""
+    training = json.loads((pack / "training.json").read_text(encoding="utf-8"))
+    figures = json.loads((pack / "evaluation.json").read_text(encoding="utf-8"))
+    write_text(pack / "README.md", report(training, figures))
+
+
+def report(training: dict[str, Any], figures: dict[str, Any]) -> str:
+    """The README's text."""
+    tiny, forward, loras, caches = (figures[key] for key in ("tiny", "tiny-f1", "loras", "step_caches"))
+    autoencoder = figures["autoencoder"]
+    return _TEXT.format(
+        training=_table(
+            ("stage", "steps", "held-out figures"),
+            [(stage["name"], stage["steps"], _figures(stage["held_out"])) for stage in training["stages"]],
+        )
+        + f"\n\nSeed {training['seed']}, torch {training['torch']}, code {training['code'][:12]}.",
+        autoencoder=_table(
+            ("single pictures", "clips of 13 frames", "the worst clip", "decoded from the third latent on"),
+            [tuple(f"{autoencoder[key]:.1f}" for key in ("pictures", "clips", "clips_worst", "from_the_third_latent"))],
+        ),
+        prompts=tiny["prompts"],
+        families=_table(
+            ("", "tiny", "tiny-f1"),
+            [
+                (label, *(text.format(family[key] * factor) for family in (tiny, forward)))
+                for label, key, factor, text in _FAMILY_ROWS
+            ],
+        ),
+        loras=_table(
+            ("weight", *(f"{weight:g}" for weight in loras["weights"])),
+            [
+                ("dusk", *(f"{share:.0%}" for share in loras["dusk"])),
+                ("sway", *(f"{swing:.2f}" for swing in loras["sway"])),
+            ],
+        ),
+        peft=", ".join(f"{name} {error:.1e}" for name, error in loras["baked_against_peft"].items()),
+        again="yes" if loras["base_again_bit_for_bit"] else "NO",
+        cache_steps=caches["steps"],
+        teacache=_table(
+            ("threshold", "steps computed", "sampling speed", "PSNR against exact, dB"),
+            [
+                (f"{row['threshold']:g}", f"{row['computed']:.0%}", f"{row['speed']:.2f}x", f"{row['psnr']:.1f}")
+                for row in caches["teacache"]
+            ],
+        ),
+    )
+
+
+_FAMILY_ROWS = (
+    ("direction as told, % of videos", "direction", 100, "{:.0f}"),
+    ("colour kept, %", "colour", 100, "{:.0f}"),
+    ("shape still there, % (over half of its area in every frame)", "shape_present", 100, "{:.0f}"),
+    ("first frame against the start image, dB", "first_frame", 1, "{:.1f}"),
+    ("the worst first frame, dB", "first_frame_worst", 1, "{:.1f}"),
+    ("drift of the background, mean of videos, in 256ths", "drift_mean", 1, "{:.1f}"),
+    ("the worst drift", "drift_worst", 1, "{:.1f}"),
+)
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)

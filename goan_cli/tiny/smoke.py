@@ -1,0 +1,99 @@
+"""The smoke render: a clip with a prompt and a LoRA through the whole way to the MP4, and a look at its frames."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from goan_cli.batch.run import RunListener, ignore_run, render_jobs
+from goan_cli.output.video import read_video
+from goan_cli.tiny.measures import Track, colour_name, direction, psnr_between, track
+from goan_cli.tiny.parts import LORAS, PACK
+from goan_cli.tiny.rendering import pixels_of, plan_scene
+from goan_cli.tiny.world import DUSK, Scene, render_clip
+
+PROMPT = "a red circle moves right"
+_SCENE = Scene(
+    shape="circle",
+    colour="red",
+    motion="right",
+    x=22.0,
+    y=34.0,
+    radius=10.0,
+    way=0.0,
+    duration=1,
+    ease=1.0,
+    top=(0.44, 0.50, 0.40),
+    bottom=(0.56, 0.62, 0.52),
+)
+_SECTIONS = 2
+_FIRST_FRAME_DB = 22.0
+# The LoRA must move the background at least this far of the way from where it was to dusk.
+_LORA_SHARE = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at, whether it is as it should be, and what was seen."""
+
+    name: str
+    passed: bool
+    seen: str
+
+
+def run_smoke(
+    folder: Path, *, model: str = "tiny", device: str = "auto", listener: RunListener = ignore_run
+) -> list[Check]:
+    """Render with and without the LoRA into `folder`, and check direction, colour, first frame and the LoRA.
+
+    Raises what rendering raises; a job that failed is a failed check.
+    """
+    settings = {"model": model, "sections": _SECTIONS, "output": {"dir": str(folder), "contact_sheet": True}}
+    plans = [
+        plan_scene(folder, "plain", _SCENE, PROMPT, settings=settings),
+        plan_scene(folder, "dusk", _SCENE, PROMPT, loras=[(PACK / LORAS["dusk"], 1.0)], settings=settings),
+    ]
+    outcomes = render_jobs(plans, device=device, listener=listener)
+    checks = [
+        Check(
+            name=f"{outcome.plan.job.name} renders",
+            passed=outcome.error is None,
+            seen=str(outcome.error) if outcome.error else f"{outcome.plan.job.sections.frames} frames",
+        )
+        for outcome in outcomes
+    ]
+    if not all(check.passed for check in checks):
+        return checks
+    plain, dusk = (read_video(plan.job.video) for plan in plans)
+    return [*checks, *_clip_checks(plain), _lora_check(track(plain), track(dusk))]
+
+
+def _clip_checks(frames: np.ndarray) -> list[Check]:
+    found = track(frames)
+    seen = direction(found)
+    colours = {colour_name(rgb) for rgb in found.colour}
+    wanted = pixels_of(render_clip(_SCENE, 1))
+    first = psnr_between(frames[:1], wanted)
+    return [
+        Check(name="the shape moves as told", passed=seen == _SCENE.motion, seen=seen),
+        Check(name="its colour stays", passed=colours == {_SCENE.colour}, seen=", ".join(sorted(colours))),
+        Check(
+            name="the first frame is the start image",
+            passed=first >= _FIRST_FRAME_DB,
+            seen=f"{first:.1f} dB (at least {_FIRST_FRAME_DB:g})",
+        ),
+    ]
+
+
+def _lora_check(plain: Track, dusk: Track) -> Check:
+    share = fallen_share(plain, dusk)
+    return Check(
+        name="the LoRA acts", passed=share >= _LORA_SHARE, seen=f"{share:.0%} of the way to dusk (at least 40%)"
+    )
+
+
+def fallen_share(plain: Track, dusk: Track) -> float:
+    """How far the LoRA moved the last background from the plain render's to dusk: 0 not at all, 1 wholly."""
+    way = np.array(DUSK) - plain.background[-1]
+    moved = dusk.background[-1] - plain.background[-1]
+    return float(moved @ way / (way @ way))

@@ -1,0 +1,161 @@
+"""The loop every training of the tiny pack runs in: Muon for matrices, a warm-up, a linear decay, exact resuming.
+
+Muon (Jordan et al. 2024) orthogonalises each matrix's update. On this autoencoder it reaches in 200 steps what
+Adam does not in 2,400: a picture's few strong directions (its background) no longer drown the weak ones (edges).
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from goan_cli.files import replaced_when_complete
+
+SEED = 20_26_11
+_LOG_EVERY = 50
+_SAVE_EVERY = 200
+
+log = logging.getLogger(__name__)
+
+LossPart = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """One training's length and learning rates; the decay begins at the share `decay_from` of the steps."""
+
+    name: str
+    steps: int
+    matrix_rate: float
+    vector_rate: float
+    warm_up: int = 100
+    decay_from: float = 0.5
+
+    def scale(self, step: int) -> float:
+        """The factor on both learning rates at `step`, 0 for the first."""
+        start = self.decay_from * self.steps
+        decay = 1.0 if step < start else (self.steps - step) / (self.steps - start)
+        return min((step + 1) / self.warm_up, decay)
+
+
+class Optimiser:
+    """Muon over every matrix and kernel, flattened to (outputs, everything else), and Adam over the vectors."""
+
+    def __init__(self, trained: Sequence[nn.Parameter], schedule: Schedule) -> None:
+        self._shaped = [parameter for parameter in trained if parameter.dim() > 1]
+        # Views of the same storage: Muon takes matrices only.
+        self._flat = [nn.Parameter(parameter.detach().flatten(1)) for parameter in self._shaped]
+        vectors = [parameter for parameter in trained if parameter.dim() == 1]
+        self._schedule = schedule
+        self._muon = torch.optim.Muon(
+            self._flat, lr=schedule.matrix_rate, weight_decay=0.0, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+        )
+        self._adam = torch.optim.Adam(vectors, lr=schedule.vector_rate, betas=(0.9, 0.97)) if vectors else None
+
+    def step(self, step: int) -> None:
+        """Move the parameters by their gradients, and clear those."""
+        scale = self._schedule.scale(step)
+        for flat, shaped in zip(self._flat, self._shaped, strict=True):
+            flat.grad = None if shaped.grad is None else shaped.grad.flatten(1)
+        optimisers: tuple[tuple[Any, float], ...] = (
+            (self._muon, self._schedule.matrix_rate),
+            (self._adam, self._schedule.vector_rate),
+        )
+        for optimiser, rate in optimisers:
+            if optimiser is not None:
+                optimiser.param_groups[0]["lr"] = rate * scale
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+        for shaped in self._shaped:
+            shaped.grad = None
+
+    def state(self) -> dict[str, object]:
+        """What `restore` needs to go on."""
+        return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict() if self._adam else {}}
+
+    def restore(self, state: dict[str, dict[str, object]]) -> None:
+        """Go on from what `state` returned."""
+        self._muon.load_state_dict(state["muon"])
+        if self._adam:
+            self._adam.load_state_dict(state["adam"])
+
+
+def seeded(step: int, stream: int = 0) -> torch.Generator:
+    """The random numbers of one step: a resumed training draws what an uninterrupted one does."""
+    return torch.Generator().manual_seed((SEED + stream) * 1_000_003 + step)
+
+
+def train(
+    model: nn.Module,
+    schedule: Schedule,
+    parts_of: Callable[[int], Sequence[LossPart]],
+    validate: Callable[[], dict[str, float]],
+    folder: Path,
+) -> dict[str, float]:
+    """Train `model`'s parameters that need a gradient in place; returns the last validation's figures.
+
+    `parts_of(step)` computes scalars whose mean is the loss. Several are worked on at once, each by one thread,
+    since operations this small gain nothing from being shared out. The state lies in `folder/NAME.pt` every 200
+    steps and at the end, where a training that was stopped goes on and a finished one is only loaded;
+    `folder/NAME.jsonl` is its log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = folder / f"{schedule.name}.pt"
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = Optimiser(trained, schedule)
+    workers = ThreadPoolExecutor(max_workers=os.cpu_count())
+    begin, losses, started = 0, [], time.monotonic()
+    figures: dict[str, float] = {}
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        _load_trained(model, state["weights"])
+        optimiser.restore(state["optimiser"])
+        begin, figures = state["step"], state["figures"]
+    for step in range(begin, schedule.steps):
+        loss = _backward(trained, parts_of(step), workers)
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step(step)
+        losses.append(loss)
+        done = step + 1
+        if done % _SAVE_EVERY == 0 or done == schedule.steps:
+            figures = validate()
+        if done % _LOG_EVERY == 0 or done == schedule.steps:
+            line = {"step": done, "loss": sum(losses) / len(losses), "seconds": time.monotonic() - started, **figures}
+            losses.clear()
+            log.info("%s %s", schedule.name, {key: round(value, 4) for key, value in line.items()})
+            with (folder / f"{schedule.name}.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        if done % _SAVE_EVERY == 0 or done == schedule.steps:
+            weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+            with replaced_when_complete(saved) as part:
+                torch.save({"weights": weights, "optimiser": optimiser.state(), "step": done, "figures": figures}, part)
+    return figures
+
+
+def _backward(trained: Sequence[nn.Parameter], parts: Sequence[LossPart], workers: ThreadPoolExecutor) -> float:
+    """Set the parameters' gradients to the mean of the parts', summed in order; returns the mean loss."""
+
+    def gradients(part: LossPart) -> tuple[float, tuple[Tensor | None, ...]]:
+        loss = part()
+        return loss.item(), torch.autograd.grad(loss, trained, allow_unused=True)
+
+    results = [gradients(parts[0])] if len(parts) == 1 else list(workers.map(gradients, parts))
+    for parameter, *given in zip(trained, *(each for _, each in results), strict=True):
+        known = [gradient for gradient in given if gradient is not None]
+        parameter.grad = torch.stack(known).sum(dim=0) / len(parts) if known else None
+    return sum(loss for loss, _ in results) / len(parts)
+
+
+def _load_trained(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
