@@ -14,14 +14,15 @@ from safetensors.numpy import save_file
 from goan_cli.errors import InvalidJobs
 from goan_cli.jobs.load import load_requests, settings_document
 from goan_cli.render.plan import RenderPlan, plan_renders
+from tests.helpers import TINY_CONFIG
 
 # How long an example takes depends on the machine, and is no property of the code.
 hypothesis_settings.register_profile("goan", deadline=None)
 hypothesis_settings.load_profile("goan")
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
-TARGET = "lora_unet_transformer_blocks_0_attn_to_q"  # a linear of the tiny model, 64 x 64
-WIDTH = 64
+TARGET = "lora_unet_transformer_blocks_0_attn_to_q"  # a square linear of the tiny model
+WIDTH = TINY_CONFIG.width
 # A job that the folder's files complete; one section keeps it short.
 MINIMAL: Mapping[str, Any] = {"image": "start.png", "prompt": "a ball", "sections": 1}
 

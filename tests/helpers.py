@@ -17,7 +17,7 @@ from goan_cli.jobs.load import request_from_settings, settings_document
 from goan_cli.lora.adapter import Shapes, read_adapter
 from goan_cli.lora.bake import LoraFile
 from goan_cli.lora.report import LoraSource
-from goan_cli.model.config import TransformerConfig
+from goan_cli.model.config import TransformerConfig, read_config
 from goan_cli.model.pack import find_pack
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.render.plan import RenderPlan, plan_renders
@@ -50,6 +50,13 @@ SMALL = TransformerConfig(
     image_proj_dim=20,
     rope_axes_dim=(4, 6, 6),
 )
+
+# The embedded pack's architecture, and shapes of its blocks' linears, alone and fused.
+TINY_CONFIG = read_config(find_pack("tiny").transformer)
+TINY_SQUARE = (TINY_CONFIG.width, TINY_CONFIG.width)
+TINY_MLP = (TINY_CONFIG.mlp_width, TINY_CONFIG.width)
+TINY_QKV = (3 * TINY_CONFIG.width, TINY_CONFIG.width)
+TINY_QKV_MLP = (3 * TINY_CONFIG.width + TINY_CONFIG.mlp_width, TINY_CONFIG.width)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -27,7 +27,16 @@ from goan_cli.output.video import VideoInfo, write_video
 from goan_cli.render.engine import Engine
 from goan_cli.render.events import Baked, Event, Note, SectionFinished, Stage, StageStarted, StepFinished
 from goan_cli.render.plan import RenderPlan, plan_renders
-from tests.helpers import factors, tiny_plan, write_lora, write_tiny_manifest, write_transformer
+from tests.helpers import (
+    TINY_CONFIG,
+    TINY_QKV_MLP,
+    TINY_SQUARE,
+    factors,
+    tiny_plan,
+    write_lora,
+    write_tiny_manifest,
+    write_transformer,
+)
 
 TO_Q = "lora_unet_transformer_blocks_0_attn_to_q"
 SINGLE = "lora_unet_single_blocks_2_linear1"
@@ -37,12 +46,13 @@ SINGLE = "lora_unet_single_blocks_2_linear1"
 def loras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two LoRAs that act on the tiny model, and one that changes nothing."""
     folder = tmp_path_factory.mktemp("loras")
-    zero = factors(TO_Q, (64, 64))
+    zero = factors(TO_Q, TINY_SQUARE)
     zero[f"{TO_Q}.lora_up.weight"].zero_()
     return {
-        "a": write_lora(folder / "a.safetensors", factors(TO_Q, (64, 64), seed=1, alpha=2.0)),
+        "a": write_lora(folder / "a.safetensors", factors(TO_Q, TINY_SQUARE, seed=1, alpha=2.0)),
         "b": write_lora(
-            folder / "b.safetensors", factors(TO_Q, (64, 64), seed=2) | factors(SINGLE, (448, 64), rank=3, seed=3)
+            folder / "b.safetensors",
+            factors(TO_Q, TINY_SQUARE, seed=2) | factors(SINGLE, TINY_QKV_MLP, rank=3, seed=3),
         ),
         "zero": write_lora(folder / "zero.safetensors", zero),
     }
@@ -166,7 +176,8 @@ def test_latents_that_are_not_finite_are_no_success(tmp_path: Path) -> None:
     # Finite factors and finite merged weights, but activations overflow.
     lora = write_lora(
         tmp_path / "wild.safetensors",
-        factors(TO_Q, (64, 64)) | factors("lora_unet_proj_out", (64, 64), size=1e37),
+        factors(TO_Q, TINY_SQUARE)
+        | factors("lora_unet_proj_out", (4 * TINY_CONFIG.out_channels, TINY_CONFIG.width), size=1e37),
     )
     plan = tiny_plan(tmp_path, "wild", [(lora, 1.0)])
     (outcome,) = _render([plan])
@@ -318,7 +329,7 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
         "shift": 2.5,
         "step_cache": "off",
         "loras": [{"path": str(loras["b"]), "weight": 0.5, "include": [], "exclude": [], "trusted": False}],
-        "output": {"dir": str(tmp_path / "out"), "keep_latents": True, "crf": 20},
+        "output": {"dir": str(tmp_path / "out"), "keep_latents": True, "contact_sheet": False, "crf": 20},
     }
     assert sidecar["inputs"]["image"]["sha256"] == sha256_of(plan.job.image)
     assert sidecar["pack"] == {
@@ -376,7 +387,7 @@ def test_sidecar_of_a_bake_into_zeros(tmp_path: Path) -> None:
     write_transformer(tmp_path / "transformer", tensors)
     (tmp_path / "transformer" / "config.json").write_bytes((part / "config.json").read_bytes())
     manifest = write_tiny_manifest(tmp_path / "pack.yaml", parts={"transformer": tmp_path / "transformer"})
-    lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, (64, 64)))
+    lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, TINY_SQUARE))
     plan = tiny_plan(tmp_path, "zeros", [(lora, 1.0)], model=str(manifest))
     (outcome,) = _render([plan])
     assert outcome.error is None

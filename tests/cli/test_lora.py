@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from goan_cli.cli.app import main
-from tests.helpers import GOLDEN, factors, write_lora
+from tests.helpers import GOLDEN, TINY_SQUARE, factors, write_lora
 
 KEY = "lora_unet_transformer_blocks_0_attn_to_q"
 
@@ -25,7 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 @pytest.fixture
 def lora(tmp_path: Path) -> Path:
     """A LoRA for the tiny pack."""
-    return write_lora(tmp_path / "style.safetensors", factors(KEY, (64, 64), alpha=2.0))
+    return write_lora(tmp_path / "style.safetensors", factors(KEY, TINY_SQUARE, alpha=2.0))
 
 
 def test_inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lora: Path) -> None:

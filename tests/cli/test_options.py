@@ -16,6 +16,7 @@ from goan_cli.errors import InvalidInput, InvalidJobs
 from goan_cli.model.pack import SHIPPED
 from tests.cli.conftest import Goan, content_of
 from tests.conftest import MINIMAL, TARGET, write_jobs, write_lora
+from tests.helpers import TINY_CONFIG, TINY_SQUARE
 
 
 def asked(**given: Any) -> Asked:
@@ -162,7 +163,7 @@ def _alpha_alone(folder: Path) -> dict[str, Any]:
 
 def _whole_weights(folder: Path) -> dict[str, Any]:
     save_file(
-        {"transformer_blocks.0.attn.to_q.weight": np.zeros((64, 64), dtype=np.float32)}, folder / "bad.safetensors"
+        {"transformer_blocks.0.attn.to_q.weight": np.zeros(TINY_SQUARE, dtype=np.float32)}, folder / "bad.safetensors"
     )
     return {"loras": ["bad.safetensors"]}
 
@@ -216,7 +217,11 @@ BAD: list[tuple[str, Callable[[Path], dict[str, Any]], str]] = [
     ("gguf-as-lora", _lora_of(b"GGUF\3\0\0\0" + b"\0" * 99), "a GGUF file"),
     ("truncated-lora", _truncated_lora, "bad.safetensors: not a usable safetensors file: it is truncated"),
     ("other-model", _other_model, "trained for Stable Diffusion"),
-    ("other-width", _other_width, "transformer_blocks.0.attn.to_q is 64 x 64 (trained for a model"),
+    (
+        "other-width",
+        _other_width,
+        f"transformer_blocks.0.attn.to_q is {TINY_CONFIG.width} x {TINY_CONFIG.width} (trained for a model",
+    ),
     ("half-pair", _half_pair, "half a module: alpha, down without up"),
     ("alpha-alone", _alpha_alone, "half a module: only alpha"),
     ("whole-weights", _whole_weights, "a checkpoint of whole weights, not a LoRA"),

@@ -19,8 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from goan_cli.cli.app import main
+from tests.helpers import TINY_CONFIG
 
-WIDTH = 64  # of the tiny pack
+WIDTH = TINY_CONFIG.width
 TO_Q = "lora_unet_transformer_blocks_0_attn_to_q"
 HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
@@ -133,9 +134,12 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "ranks differ": (edited(lambda t: t.update({UP: torch.ones(WIDTH, 3)})), "do not multiply"),
     "rank 0": (save({DOWN: torch.ones(0, WIDTH), UP: torch.ones(WIDTH, 0)}), "without values"),
     "one axis": (edited(lambda t: t.update({DOWN: torch.ones(WIDTH)})), "do not multiply"),
-    "too wide": (save(pair(columns=WIDTH + 1)), "is 64 x 64"),
-    "too high": (save(pair(rows=WIDTH + 1)), "is 64 x 64"),
-    "fused too low": (save(pair("lora_unet_double_blocks_0_img_attn_qkv", rows=2 * WIDTH)), "is 192 x 64"),
+    "too wide": (save(pair(columns=WIDTH + 1)), f"is {WIDTH} x {WIDTH}"),
+    "too high": (save(pair(rows=WIDTH + 1)), f"is {WIDTH} x {WIDTH}"),
+    "fused too low": (
+        save(pair("lora_unet_double_blocks_0_img_attn_qkv", rows=2 * WIDTH)),
+        f"is {3 * WIDTH} x {WIDTH}",
+    ),
     "LoHa halves differ": (
         save({f"{TO_Q}.{n}": torch.ones(*s) for n, s in zip(HADA, ((4, 2), (2, 4), (8, 2), (2, 4)), strict=True)}),
         "do not multiply",

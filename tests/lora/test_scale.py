@@ -13,7 +13,7 @@ from goan_cli.errors import LoraRefused
 from goan_cli.lora.adapter import read_adapter
 from goan_cli.lora.scale import METADATA_KEY, PeftScale, read_peft_scale
 from goan_cli.render.lora_files import bake_in_memory
-from tests.helpers import factors, write_lora
+from tests.helpers import TINY_SQUARE, factors, write_lora
 
 KEY = "lora_unet_transformer_blocks_0_attn_to_q"
 
@@ -132,7 +132,7 @@ def test_finetrainers_metadata() -> None:
 
 def test_configuration_beside_the_file(tmp_path: Path) -> None:
     """PEFT's adapter_config.json counts for its own file or an only one; the file's metadata is stronger."""
-    path = write_lora(tmp_path / "mine.safetensors", factors(KEY, (64, 64)))
+    path = write_lora(tmp_path / "mine.safetensors", factors(KEY, TINY_SQUARE))
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6}))
     beside = read_peft_scale(path, {})
     assert beside is not None
@@ -140,14 +140,14 @@ def test_configuration_beside_the_file(tmp_path: Path) -> None:
     own = read_peft_scale(path, {METADATA_KEY: json.dumps({"lora_alpha": 2})})
     assert own is not None
     assert own.lora_alpha == 2.0
-    peft = write_lora(tmp_path / "adapter_model.safetensors", factors(KEY, (64, 64)))
+    peft = write_lora(tmp_path / "adapter_model.safetensors", factors(KEY, TINY_SQUARE))
     assert read_peft_scale(path, {}) is None
     assert read_peft_scale(peft, {}) == beside
 
 
 def test_configuration_is_part_of_the_recipe(tmp_path: Path) -> None:
     """The same factors under another configuration are another recipe, baked with the other scale."""
-    path = write_lora(tmp_path / "adapter_model.safetensors", factors(KEY, (64, 64)))
+    path = write_lora(tmp_path / "adapter_model.safetensors", factors(KEY, TINY_SQUARE))
     identities, norms = [], []
     for alpha in (2, 6):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))

@@ -28,7 +28,18 @@ from goan_cli.render.events import (
     StepFinished,
 )
 from goan_cli.render.plan import RenderPlan
-from tests.helpers import GOLDEN, PARTS, factors, relative_error, tiny_plan, write_lora, write_tiny_manifest
+from tests.helpers import (
+    GOLDEN,
+    PARTS,
+    TINY_MLP,
+    TINY_QKV,
+    TINY_SQUARE,
+    factors,
+    relative_error,
+    tiny_plan,
+    write_lora,
+    write_tiny_manifest,
+)
 
 TINY = find_pack("tiny")
 BF16 = Precision(transformer=torch.bfloat16, encoders=torch.float32)
@@ -41,14 +52,14 @@ def _loras(folder: Path) -> dict[str, Path]:
         "lora_unet_single_transformer_blocks_1_proj_mlp",
         "lora_unet_double_blocks_0_img_attn_qkv",
     )
-    half = factors(to_q, (64, 64), seed=3) | factors(proj, (256, 64), seed=4)
+    half = factors(to_q, TINY_SQUARE, seed=3) | factors(proj, TINY_MLP, seed=4)
     # `single_...` sorts before `transformer_...`, so the first is written before the second fails.
     half[f"{to_q}.lora_up.weight"][-1, -1] = math.nan
-    zero = factors(to_q, (64, 64))
+    zero = factors(to_q, TINY_SQUARE)
     zero[f"{to_q}.lora_up.weight"].zero_()
     files = {
-        "a": factors(to_q, (64, 64), seed=1) | factors(proj, (256, 64), rank=3, seed=2, alpha=6.0),
-        "b": factors(fused, (192, 64), rank=4, seed=5),
+        "a": factors(to_q, TINY_SQUARE, seed=1) | factors(proj, TINY_MLP, rank=3, seed=2, alpha=6.0),
+        "b": factors(fused, TINY_QKV, rank=4, seed=5),
         "zero": zero,
         "half": half,
     }
@@ -234,7 +245,8 @@ def test_lora_of_a_deeper_pack(tmp_path: Path) -> None:
     parts = {part: GOLDEN / "packed" / part for part in PARTS}
     shallow = write_tiny_manifest(tmp_path / "pack.yaml", parts=parts)
     deep = write_lora(
-        tmp_path / "deep.safetensors", factors("lora_unet_single_transformer_blocks_3_proj_mlp", (256, 64))
+        tmp_path / "deep.safetensors",
+        factors("lora_unet_single_transformer_blocks_3_proj_mlp", TINY_MLP),
     )
     other = write_lora(tmp_path / "other.safetensors", factors("lora_unet_transformer_blocks_0_attn_to_q", (64, 64)))
     engine, plan = _engine(), tiny_plan(tmp_path, "shallow", [(other, 1.0)], model=str(shallow))

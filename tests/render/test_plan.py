@@ -11,7 +11,7 @@ from goan_cli.jobs.load import JobRequest, request_from_settings, settings_docum
 from goan_cli.jobs.sections import Family
 from goan_cli.model.pack import Pack, find_pack
 from goan_cli.render.plan import plan_renders
-from tests.helpers import factors, tiny_plan, write_lora, write_tiny_manifest
+from tests.helpers import TINY_CONFIG, TINY_SQUARE, factors, tiny_plan, write_lora, write_tiny_manifest
 
 TO_Q = "lora_unet_transformer_blocks_0_attn_to_q"
 
@@ -34,7 +34,7 @@ def _request(folder: Path, name: str, **settings: object) -> JobRequest:
 
 def test_plan_of_a_job(tmp_path: Path) -> None:
     """A plan has the job with the pack's defaults, the pack, and the matched LoRAs with their weights."""
-    lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, (64, 64), rank=3))
+    lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, TINY_SQUARE, rank=3))
     (plan,) = plan_renders([_request(tmp_path, "job", loras=[{"path": str(lora), "weight": 0.6}])])
     assert plan.pack == find_pack("tiny")
     assert (plan.job.sampling.steps, plan.job.sections.window) == (8, 3)
@@ -53,7 +53,7 @@ def test_family_is_the_pack_s(tmp_path: Path) -> None:
 
 def test_weight_zero(tmp_path: Path) -> None:
     """A LoRA of weight 0 is matched like any other, then left out with a note."""
-    lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, (64, 64)))
+    lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, TINY_SQUARE))
     plan = tiny_plan(tmp_path, "job", [(lora, 0.0)])
     assert plan.loras == ()
     assert plan.notes == ("lora.safetensors has weight 0 and is left out",)
@@ -64,20 +64,20 @@ def test_weight_zero(tmp_path: Path) -> None:
 def test_skipped_tensors_are_noted(tmp_path: Path) -> None:
     """What a rule leaves out of a LoRA is told with its number."""
     text = {"lora_te1_x.alpha": torch.tensor(1.0), "lora_te1_y.alpha": torch.tensor(1.0)}
-    lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, (64, 64)) | text)
+    lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, TINY_SQUARE) | text)
     (note,) = tiny_plan(tmp_path, "job", [(lora, 1.0)]).notes
     assert note == "lora.safetensors: skipped 2 text encoder tensors"
 
 
 def test_every_wrong_lora_is_a_problem(tmp_path: Path) -> None:
     """All LoRAs that do not fit are told at once, each under its own key with its reason."""
-    good = write_lora(tmp_path / "good.safetensors", factors(TO_Q, (64, 64)))
-    wide = write_lora(tmp_path / "wide.safetensors", factors(TO_Q, (96, 96)))
-    other = write_lora(tmp_path / "other.safetensors", factors("lora_unet_blocks_0_self_attn_q", (64, 64)))
+    good = write_lora(tmp_path / "good.safetensors", factors(TO_Q, TINY_SQUARE))
+    wide = write_lora(tmp_path / "wide.safetensors", factors(TO_Q, (128, 128)))
+    other = write_lora(tmp_path / "other.safetensors", factors("lora_unet_blocks_0_self_attn_q", TINY_SQUARE))
     problems = _problems(tmp_path, loras=[(wide, 1.0), (good, 1.0), (other, 1.0)])
     assert len(problems) == 2
     assert "loras[0].path" in problems[0]
-    assert "transformer_blocks.0.attn.to_q is 64 x 64" in problems[0]
+    assert f"transformer_blocks.0.attn.to_q is {TINY_CONFIG.width} x {TINY_CONFIG.width}" in problems[0]
     assert "loras[2].path" in problems[1]
     assert "trained for Wan" in problems[1]
 
