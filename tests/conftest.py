@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
@@ -15,6 +16,10 @@ from goan_cli.errors import InvalidJobs
 from goan_cli.jobs.load import load_requests, settings_document
 from goan_cli.render.plan import RenderPlan, plan_renders
 from tests.helpers import TINY_CONFIG
+
+# The tests' tensors are too small to share out, and threads that wait for one another on a busy machine make
+# the tiny pack's renders fifty times slower.
+torch.set_num_threads(1)
 
 # How long an example takes depends on the machine, and is no property of the code.
 hypothesis_settings.register_profile("goan", deadline=None)

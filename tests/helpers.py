@@ -22,10 +22,6 @@ from goan_cli.model.pack import find_pack
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.render.plan import RenderPlan, plan_renders
 
-# The tests' tensors are too small to share out, and threads that wait for one another on a busy machine make
-# the tiny pack's renders fifty times slower.
-torch.set_num_threads(1)
-
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "data" / "golden"
 PARTS = (

@@ -30,7 +30,7 @@ def main(picture: Path, frames: Path) -> None:
         listener = RunConsole(console)  # not entered: live progress has no place in a still picture
         listener.announce(plans)
         render_jobs(plans, device="cpu", listener=listener)
-        copyfile(plans[0].job.output.dir / "quickstart.sheet.png", frames)
+        copyfile(plans[0].job.contact_sheet, frames)
         svg = console.export_svg(title="goan").replace(f"{Path.cwd()}/", "").replace(f"{folder}/", "renders/")
     picture.write_text(svg, encoding="utf-8")
 

@@ -143,21 +143,20 @@ def _render(engine: Engine, plan: RenderPlan, notes: list[str]) -> RenderResult:
     sampled = engine.sample(plan, engine.conditioning_for(plan))
     # Before the decode, which may fail, so that hours of sampling are not lost; but never over an earlier result's.
     early = job.output.keep_latents and not job.sidecar.exists()
-    kept = job.output.dir / f"{job.name}.latents.safetensors"
     if early:
-        write_latents(kept, sampled.latents.numpy())
+        write_latents(job.latents, sampled.latents.numpy())
+    shown: dict[int, Frame] = {}
     with replaced_when_complete(job.video) as temporary:
-        shown: dict[int, Frame] = {}
-        frames = keeping(engine.frames(plan, sampled.latents), sheet_frames(job.sections.frames), shown)
+        wanted = sheet_frames(job.sections.frames) if job.output.contact_sheet else ()
+        frames = keeping(engine.frames(plan, sampled.latents), wanted, shown)
         video = write_video(temporary, frames, size=job.size, fps=job.fps, crf=job.output.crf)
         video_sha256 = sha256_of(temporary)
         if job.output.keep_latents and not early:
-            write_latents(kept, sampled.latents.numpy())
-        if job.output.contact_sheet:
-            labels = [f"{number / job.fps:.1f} s" for number in shown]
-            write_contact_sheet(job.output.dir / f"{job.name}.sheet.png", list(shown.values()), labels)
+            write_latents(job.latents, sampled.latents.numpy())
         # From here to the end the job is not complete, and nothing may say so.
         job.sidecar.unlink(missing_ok=True)
+    if shown:
+        write_contact_sheet(job.contact_sheet, list(shown.values()), [f"{n / job.fps:.1f} s" for n in shown])
     record = _record(engine, plan, sampled, image_sha256, notes)
     write_sidecar(job.sidecar, sidecar(job, record, video, video_sha256))
     return RenderResult(

@@ -24,12 +24,13 @@ def smoke(
     import tempfile
     import time
 
+    started = time.perf_counter()
+
     from rich.markup import escape
 
     from goan_cli.cli.terminal import make_console
     from goan_cli.tiny.smoke import run_smoke
 
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (out or Path(temporary)).absolute()
         checks = run_smoke(folder, model=model, device=device)

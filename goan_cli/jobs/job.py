@@ -93,3 +93,20 @@ class Job:
     def sidecar(self) -> Path:
         """Where the JSON beside it goes; its presence means that the job is complete."""
         return self.output.dir / f"{self.name}.json"
+
+    @property
+    def latents(self) -> Path:
+        """Where the final latents go, if they are kept."""
+        return self.output.dir / f"{self.name}.latents.safetensors"
+
+    @property
+    def contact_sheet(self) -> Path:
+        """Where the contact sheet goes, if one is asked for."""
+        return self.output.dir / f"{self.name}.sheet.png"
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """Every file that the job will write, previews apart."""
+        latents = (self.latents,) if self.output.keep_latents else ()
+        sheet = (self.contact_sheet,) if self.output.contact_sheet else ()
+        return (self.video, self.sidecar, *latents, *sheet)

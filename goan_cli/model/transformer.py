@@ -1,6 +1,7 @@
 """The packed transformer: one forward over the clean history, the noisy section and the text.
 
-Parameter names are exactly those of the FramePack checkpoints. Batch size is 1 and no masks are needed.
+Parameter names are exactly those of the FramePack checkpoints. Renders have a batch size of 1 and need no masks; a
+training batch shares positions and text length, and needs none either: 1 in the shapes here may be b.
 Source: FramePack (arXiv 2504.12626) on HunyuanVideo (arXiv 2412.03603).
 """
 

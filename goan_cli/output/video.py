@@ -84,7 +84,7 @@ def write_video(
 
 
 def read_video(path: Path) -> NDArray[np.uint8]:
-    """All frames `(n, h, w, 3)` of a video file, decoded at once: for short ones.
+    """The frames `(n, h, w, 3)` of a video file, as far as it can be decoded, all at once: for short ones.
 
     Raises RenderFailed when ffmpeg cannot decode it.
     """
@@ -95,6 +95,8 @@ def read_video(path: Path) -> NDArray[np.uint8]:
         frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
     except (OSError, RuntimeError, StopIteration) as error:
         raise RenderFailed(f"{path}: ffmpeg cannot decode it: {error}") from error
+    if not frames:
+        raise RenderFailed(f"{path}: ffmpeg cannot decode a single frame of it")
     return np.stack(frames)
 
 

@@ -88,7 +88,7 @@ def _output_problems(plans: Sequence[tuple[JobRequest, RenderPlan]]) -> list[Pro
         if _place(job.video) in owners:
             found.append(request.problem(("name",), f"two jobs would write {job.video}", hint="give them other names"))
         owners.add(_place(job.video))
-        for path in (job.video, job.sidecar):
+        for path in job.results:
             if _place(path) in inputs:
                 found.append(
                     request.problem(("name",), f"the result {path} would replace a file that a job is made from")

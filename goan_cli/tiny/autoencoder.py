@@ -27,12 +27,13 @@ _LENGTHS = tuple(_CLIPS_A_STEP)
 _SHAPE_WEIGHT = 11.0
 _KL_WEIGHT = 1e-4
 _LONGEST = 121
+_VALIDATION_CLIPS = 24
 
 
 def train_autoencoder(folder: Path) -> tuple[AutoencoderKLHunyuanVideo, dict[str, dict[str, float]]]:
     """The autoencoder with `scaling_factor` set, and the held-out figures of both its stages."""
     vae = empty_autoencoder()
-    validation = _batch(seeded(0, stream=1), clips=24, frames=9)
+    validation = _batch(seeded(0, stream=1), clips=_VALIDATION_CLIPS, frames=9)
     with as_pictures(vae):
         pictures = (validation[0][:, :, :1], validation[1][:, :, :1])
         seen = train(vae, PICTURES, partial(_picture_parts, vae), partial(_validate, vae, pictures), folder)

@@ -1,5 +1,7 @@
 """The transformers' training data: the world's clips as the pack's own encoders see them, made once and kept."""
 
+import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from goan_cli.files import replaced_when_complete
+from goan_cli.files import replaced_when_complete, sha256_of
 from goan_cli.jobs.sections import HISTORY, LATENT_FRAME, Family, default_paddings
 from goan_cli.model.transformer import TextConditioning
 from goan_cli.render.image import ImageEncoder, posterior
@@ -17,13 +19,16 @@ from goan_cli.render.loading import load_vae
 from goan_cli.render.text import TextEncoders
 from goan_cli.tiny.palette import COLOURS, MOTIONS, SHAPES
 from goan_cli.tiny.parts import WINDOW
-from goan_cli.tiny.training import log, seeded
+from goan_cli.tiny.training import seeded
 from goan_cli.tiny.world import Scene, captions, draw_scene, render_clip
 
 _CLIPS = 1800
 # A clip's length in sections; four is where padding 3 means two things, so it is shown more often.
 _LENGTHS = (1, 2, 3, 4, 4, 4, 5, 6, 7, 8, 9, 10)
+_ENCODERS = (("vae", "diffusion_pytorch_model.safetensors"), ("image_encoder", "model.safetensors"))
 _CPU = torch.device("cpu")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +56,11 @@ def training_scenes() -> list[Scene]:
     return [_scene(number) for number in range(_CLIPS)]
 
 
-def load_clips(pack: Path, scenes: Sequence[Scene], file: Path) -> list[Clip]:
-    """The scenes' whole clips, encoded with the parts in `pack` and kept in `file` for the next time."""
+def load_clips(pack: Path, scenes: Sequence[Scene], folder: Path) -> list[Clip]:
+    """The scenes' whole clips, encoded with the parts in `pack` and kept in `folder` for the next time."""
+    encoders = [sha256_of(pack / part / name) for part, name in _ENCODERS]
+    key = hashlib.sha256(repr((encoders, scenes)).encode()).hexdigest()[:16]
+    file = folder / f"clips-{key}.safetensors"
     if not file.exists():
         with replaced_when_complete(file) as part:
             save_file(_encoded(pack, scenes), part)

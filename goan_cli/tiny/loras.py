@@ -28,7 +28,7 @@ from goan_cli.tiny.transformer import Texts, draw_batch, flow_loss, loss_parts
 from goan_cli.tiny.world import Scene, draw_scene
 
 RANK = 4
-# Every linear of the blocks; the modulation and the embedders stay as they are.
+# The linears of the blocks' image stream, and both streams' MLPs; everything else stays as it is.
 _TARGETS = r".*transformer_blocks\.\d+\..*(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2|proj_mlp|proj_out)"
 _CLIPS, _HELD_OUT, _BATCH = 112, 16, 16
 _LENGTHS = (2, 4, 4, 7)  # in sections
@@ -42,21 +42,23 @@ class Lesson:
     number: int
 
 
-DUSK = Lesson(schedule=Schedule(name="lora-dusk", steps=250, matrix_rate=3e-3, vector_rate=3e-3, warm_up=20), number=1)
-SWAY = Lesson(schedule=Schedule(name="lora-sway", steps=350, matrix_rate=3e-3, vector_rate=3e-3, warm_up=20), number=2)
+_DUSK = Schedule(name="lora-dusk", steps=250, matrix_rate=3e-3, vector_rate=3e-3, warm_up=20)
+_SWAY = Schedule(name="lora-sway", steps=350, matrix_rate=3e-3, vector_rate=3e-3, warm_up=20)
+DUSK_LESSON = Lesson(schedule=_DUSK, number=1)
+SWAY_LESSON = Lesson(schedule=_SWAY, number=2)
 
 
 def train_loras(pack: Path, texts: Texts, build: Path) -> dict[str, dict[str, float]]:
     """Train both on the inverted transformer in `pack`, and write them there; their figures by name."""
     figures = {}
-    for name, lesson in (("dusk", DUSK), ("sway", SWAY)):
+    for name, lesson in (("dusk", DUSK_LESSON), ("sway", SWAY_LESSON)):
         scenes = [_scene(lesson, number) for number in range(_CLIPS)]
-        clips = load_clips(pack, scenes, build / f"clips-{name}.safetensors")
+        clips = load_clips(pack, scenes, build)
         model = wrapped_transformer(pack / TRANSFORMERS[Family.INVERTED])
         parts = partial(loss_parts, model, Family.INVERTED, clips[_HELD_OUT:], texts, 20 + lesson.number, _BATCH)
         validate = partial(_validate, model, clips[:_HELD_OUT], texts)
         figures[name] = train(model, lesson.schedule, parts, validate, build)
-        write = _write_as_diffusers if lesson is DUSK else _write_as_peft
+        write = _write_as_diffusers if lesson is DUSK_LESSON else _write_as_peft
         write(model, pack / LORAS[name])
     return figures
 
@@ -83,7 +85,7 @@ def _scene(lesson: Lesson, number: int) -> Scene:
     generator = seeded(number, stream=10 + lesson.number)
     sections = _LENGTHS[int(torch.randint(len(_LENGTHS), (), generator=generator))]
     duration = sections * WINDOW * LATENT_FRAME
-    if lesson is SWAY:
+    if lesson is SWAY_LESSON:
         return replace(draw_scene(generator, duration=duration, motion="still"), sways=True)
     return replace(draw_scene(generator, duration=duration), dusk=True)
 

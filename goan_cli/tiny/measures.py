@@ -3,12 +3,13 @@
 Frames are `(n, h, w, 3)` uint8, as an engine decodes them; lengths are in pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from goan_cli.tiny.palette import COLOURS, DIRECTIONS
+from goan_cli.tiny.palette import COLOURS, DIRECTIONS, DUSK
 
 Frames = NDArray[np.uint8]
 Values = NDArray[np.float64]
@@ -21,6 +22,8 @@ _SMALLEST = 12.0
 # A shorter way from the first frames to the last is standing still.
 _STILL = 2.5
 _ENDS = 3
+# Half the side of the square that a shape lies in, soft edges and corners too, by the root of its area.
+_REACH = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Track:
 def track(frames: Frames) -> Track:
     """Find the one shape of the world in each frame."""
     pixels = frames.astype(np.float64) / 255
-    # A shape never covers half of a row, and backgrounds change from row to row only.
+    # Backgrounds change from row to row only, and hardly a shape ever covers half of a row.
     ground = np.median(pixels, axis=2, keepdims=True)
     distance = np.abs(pixels - ground).max(axis=3)
     inside = np.clip((distance - _DIFFERENT) / _DIFFERENT, 0, 1)
@@ -77,8 +80,44 @@ def colour_name(rgb: Values) -> str:
     return min(COLOURS, key=lambda name: float(np.square(rgb - np.array(COLOURS[name])).sum()))
 
 
+def colour_kept(found: Track, colour: str) -> bool:
+    """Whether the shape is there in every frame, and of that colour."""
+    return bool(found.area.all()) and all(colour_name(rgb) == colour for rgb in found.colour)
+
+
+def drift_of(frames: Frames, found: Track) -> float:
+    """How far the background strays from the first frame's, in 256ths: the worst frame's mean over its pixels.
+
+    Looked at is every pixel outside a square around the shape, in the frame and in the first one; nothing that
+    appears there is left out.
+    """
+    rows, columns = np.arange(frames.shape[1])[:, None], np.arange(frames.shape[2])
+    reach = _REACH * np.sqrt(np.maximum(found.area, _SMALLEST))
+    near = [
+        (np.abs(rows - y) < side) & (np.abs(columns - x) < side) if area else np.zeros(frames.shape[1:3], bool)
+        for x, y, side, area in zip(found.x, found.y, reach, found.area, strict=True)
+    ]
+    first = frames[0].astype(np.float64)
+    strays = [
+        np.abs(frame - first).mean(axis=2)[~(mask | near[0])].mean() for frame, mask in zip(frames, near, strict=True)
+    ]
+    return float(max(strays))
+
+
+def fallen_share(plain: Track, dusk: Track) -> float:
+    """How far the last background went from the plain render's to dusk: 0 not at all, 1 wholly."""
+    way = np.array(DUSK) - plain.background[-1]
+    moved = dusk.background[-1] - plain.background[-1]
+    return float(moved @ way / (way @ way))
+
+
 def sway_of(found: Track) -> float:
-    """How far the shape swings from side to side: the spread of its centre along x, its drift taken out."""
+    """How far the shape swings from side to side: the spread of its centre along x, its drift taken out.
+
+    0 where the shape is lost.
+    """
+    if not found.area.all():
+        return 0.0
     time = np.arange(len(found.x))
     drift = np.polyval(np.polyfit(time, found.x, 1), time)
     return float((found.x - drift).std())
@@ -88,3 +127,8 @@ def psnr_between(made: Frames, wanted: Frames) -> float:
     """Peak signal to noise ratio in dB of frames against frames of the same shape."""
     error = np.square((made.astype(np.float64) - wanted) / 255).mean()
     return float(-10 * np.log10(max(error, 1e-10)))
+
+
+def psnr_of_all(made: Sequence[Frames], wanted: Sequence[Frames]) -> float:
+    """The PSNR in dB of several clips as of one long one: equal ones among them do not hide the others."""
+    return psnr_between(np.concatenate(list(made)), np.concatenate(list(wanted)))

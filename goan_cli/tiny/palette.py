@@ -9,6 +9,8 @@ COLOURS = {
     "purple": (0.62, 0.16, 0.80),
     "white": (0.96, 0.96, 0.96),
 }
+# The light that dusk leaves on a background.
+DUSK = (0.20, 0.21, 0.36)
 # Steps along x and y (downwards) of a shape that travels.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "bounce", "grow", "shrink", "still")

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from goan_cli.documents import Data
+from goan_cli.files import replaced_when_complete
 from goan_cli.jobs.load import request_from_settings, settings_document
 from goan_cli.render.engine import Engine
 from goan_cli.render.plan import RenderPlan, plan_renders
@@ -20,9 +21,10 @@ _NOTHING: Mapping[str, Data] = MappingProxyType({})
 
 
 def write_start_image(path: Path, scene: Scene, *, height: int = 64, width: int = 64) -> None:
-    """The scene's first frame as a PNG."""
+    """The scene's first frame as a PNG. Raises EnvironmentFault where it cannot be written."""
     frame = render_clip(scene, 1, height=height, width=width)[0]
-    Image.fromarray(pixels_of(frame[None])[0]).save(path)
+    with replaced_when_complete(path) as temporary:
+        Image.fromarray(pixels_of(frame[None])[0]).save(temporary)
 
 
 def pixels_of(clip: Tensor) -> NDArray[np.uint8]:
@@ -41,7 +43,6 @@ def plan_scene(
     settings: Mapping[str, Data] = _NOTHING,
 ) -> RenderPlan:
     """The plan of a job that starts from the scene's first frame; start image and results lie in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     image = folder / f"{name}.start.png"
     write_start_image(image, scene)
     keys: dict[str, Data] = {

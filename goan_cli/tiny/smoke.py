@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from goan_cli.batch.run import RunListener, ignore_run, render_jobs
+from goan_cli.batch.run import render_jobs
 from goan_cli.output.video import read_video
-from goan_cli.tiny.measures import Track, colour_name, direction, psnr_between, track
+from goan_cli.tiny.measures import Frames, Track, colour_kept, colour_name, direction, fallen_share, psnr_between, track
 from goan_cli.tiny.parts import LORAS, PACK
 from goan_cli.tiny.rendering import pixels_of, plan_scene
-from goan_cli.tiny.world import DUSK, Scene, render_clip
+from goan_cli.tiny.world import Scene, render_clip
 
 PROMPT = "a red circle moves right"
 _SCENE = Scene(
@@ -27,6 +25,7 @@ _SCENE = Scene(
     bottom=(0.56, 0.62, 0.52),
 )
 _SECTIONS = 2
+# Of what the H.264 file shows, so a little less than is asked of the frames themselves.
 _FIRST_FRAME_DB = 22.0
 # The LoRA must move the background at least this far of the way from where it was to dusk.
 _LORA_SHARE = 0.4
@@ -41,9 +40,7 @@ class Check:
     seen: str
 
 
-def run_smoke(
-    folder: Path, *, model: str = "tiny", device: str = "auto", listener: RunListener = ignore_run
-) -> list[Check]:
+def run_smoke(folder: Path, *, model: str = "tiny", device: str = "auto") -> list[Check]:
     """Render with and without the LoRA into `folder`, and check direction, colour, first frame and the LoRA.
 
     Raises what rendering raises; a job that failed is a failed check.
@@ -53,7 +50,7 @@ def run_smoke(
         plan_scene(folder, "plain", _SCENE, PROMPT, settings=settings),
         plan_scene(folder, "dusk", _SCENE, PROMPT, loras=[(PACK / LORAS["dusk"], 1.0)], settings=settings),
     ]
-    outcomes = render_jobs(plans, device=device, listener=listener)
+    outcomes = render_jobs(plans, device=device)
     checks = [
         Check(
             name=f"{outcome.plan.job.name} renders",
@@ -65,18 +62,20 @@ def run_smoke(
     if not all(check.passed for check in checks):
         return checks
     plain, dusk = (read_video(plan.job.video) for plan in plans)
+    whole = len(plain) == len(dusk) == plans[0].job.sections.frames
+    checks.append(Check(name="the files are whole", passed=whole, seen=f"{len(plain)} and {len(dusk)} frames"))
     return [*checks, *_clip_checks(plain), _lora_check(track(plain), track(dusk))]
 
 
-def _clip_checks(frames: np.ndarray) -> list[Check]:
+def _clip_checks(frames: Frames) -> list[Check]:
     found = track(frames)
     seen = direction(found)
-    colours = {colour_name(rgb) for rgb in found.colour}
+    colours = sorted({colour_name(rgb) for rgb in found.colour})
     wanted = pixels_of(render_clip(_SCENE, 1))
     first = psnr_between(frames[:1], wanted)
     return [
         Check(name="the shape moves as told", passed=seen == _SCENE.motion, seen=seen),
-        Check(name="its colour stays", passed=colours == {_SCENE.colour}, seen=", ".join(sorted(colours))),
+        Check(name="its colour stays", passed=colour_kept(found, _SCENE.colour), seen=", ".join(colours)),
         Check(
             name="the first frame is the start image",
             passed=first >= _FIRST_FRAME_DB,
@@ -87,13 +86,5 @@ def _clip_checks(frames: np.ndarray) -> list[Check]:
 
 def _lora_check(plain: Track, dusk: Track) -> Check:
     share = fallen_share(plain, dusk)
-    return Check(
-        name="the LoRA acts", passed=share >= _LORA_SHARE, seen=f"{share:.0%} of the way to dusk (at least 40%)"
-    )
-
-
-def fallen_share(plain: Track, dusk: Track) -> float:
-    """How far the LoRA moved the last background from the plain render's to dusk: 0 not at all, 1 wholly."""
-    way = np.array(DUSK) - plain.background[-1]
-    moved = dusk.background[-1] - plain.background[-1]
-    return float(moved @ way / (way @ way))
+    seen = f"{share:.0%} of the way to dusk (at least {_LORA_SHARE:.0%})"
+    return Check(name="the LoRA acts", passed=share >= _LORA_SHARE, seen=seen)

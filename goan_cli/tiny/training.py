@@ -7,17 +7,17 @@ Adam does not in 2,400: a picture's few strong directions (its background) no lo
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from goan_cli.files import replaced_when_complete
+from goan_cli.errors import InvalidInput
+from goan_cli.files import replaced_when_complete, write_text
 
 SEED = 20_26_11
 _LOG_EVERY = 50
@@ -40,7 +40,7 @@ class Schedule:
     decay_from: float = 0.5
 
     def scale(self, step: int) -> float:
-        """The factor on both learning rates at `step`, 0 for the first."""
+        """The factor on both learning rates at `step`, which counts from 0."""
         start = self.decay_from * self.steps
         decay = 1.0 if step < start else (self.steps - step) / (self.steps - start)
         return min((step + 1) / self.warm_up, decay)
@@ -108,36 +108,63 @@ def train(
     `folder/NAME.jsonl` is its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    saved = folder / f"{schedule.name}.pt"
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = Optimiser(trained, schedule)
-    workers = ThreadPoolExecutor(max_workers=os.cpu_count())
-    begin, losses, started = 0, [], time.monotonic()
-    figures: dict[str, float] = {}
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
-        _load_trained(model, state["weights"])
-        optimiser.restore(state["optimiser"])
-        begin, figures = state["step"], state["figures"]
-    for step in range(begin, schedule.steps):
-        loss = _backward(trained, parts_of(step), workers)
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step(step)
-        losses.append(loss)
-        done = step + 1
-        if done % _SAVE_EVERY == 0 or done == schedule.steps:
-            figures = validate()
-        if done % _LOG_EVERY == 0 or done == schedule.steps:
-            line = {"step": done, "loss": sum(losses) / len(losses), "seconds": time.monotonic() - started, **figures}
-            losses.clear()
-            log.info("%s %s", schedule.name, {key: round(value, 4) for key, value in line.items()})
-            with (folder / f"{schedule.name}.jsonl").open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
-        if done % _SAVE_EVERY == 0 or done == schedule.steps:
-            weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-            with replaced_when_complete(saved) as part:
-                torch.save({"weights": weights, "optimiser": optimiser.state(), "step": done, "figures": figures}, part)
+    saved, log_file = folder / f"{schedule.name}.pt", folder / f"{schedule.name}.jsonl"
+    begin, figures = _resumed(model, optimiser, schedule, saved)
+    lines = log_file.read_text(encoding="utf-8").splitlines() if begin else []
+    lines = [line for line in lines if json.loads(line)["step"] <= begin]
+    losses: list[float] = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
+        for step in range(begin, schedule.steps):
+            losses.append(_backward(trained, parts_of(step), workers))
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimiser.step(step)
+            done = step + 1
+            to_save = done % _SAVE_EVERY == 0 or done == schedule.steps
+            if to_save:
+                figures = validate()
+            if to_save or done % _LOG_EVERY == 0:
+                line = {"step": done, "loss": sum(losses) / len(losses), **(figures if to_save else {})}
+                losses.clear()
+                log.info("%s %s", schedule.name, {key: round(value, 4) for key, value in line.items()})
+                lines.append(json.dumps(line))
+            if to_save:
+                _save(model, optimiser, schedule, saved, done, figures)
+                write_text(log_file, "\n".join(lines) + "\n")
     return figures
+
+
+def _save(
+    model: nn.Module, optimiser: Optimiser, schedule: Schedule, file: Path, step: int, figures: dict[str, float]
+) -> None:
+    state = {
+        "weights": {name: value.detach() for name, value in model.named_parameters() if value.requires_grad},
+        "optimiser": optimiser.state(),
+        "schedule": asdict(schedule),
+        "step": step,
+        "figures": figures,
+    }
+    with replaced_when_complete(file) as part:
+        torch.save(state, part)
+
+
+def _resumed(model: nn.Module, optimiser: Optimiser, schedule: Schedule, file: Path) -> tuple[int, dict[str, float]]:
+    """Load what was saved, and return its step and figures; step 0 where there is nothing.
+
+    Raises InvalidInput for a state of another schedule: going on from it would be neither the one nor the other.
+    """
+    if not file.exists():
+        return 0, {}
+    state = torch.load(file, weights_only=True)
+    if state.get("schedule") != asdict(schedule):
+        raise InvalidInput(f"{file}: was trained by another schedule", hint="remove it to train anew")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(state["weights"][name])
+    optimiser.restore(state["optimiser"])
+    return state["step"], state["figures"]
 
 
 def _backward(trained: Sequence[nn.Parameter], parts: Sequence[LossPart], workers: ThreadPoolExecutor) -> float:
@@ -152,10 +179,3 @@ def _backward(trained: Sequence[nn.Parameter], parts: Sequence[LossPart], worker
         known = [gradient for gradient in given if gradient is not None]
         parameter.grad = torch.stack(known).sum(dim=0) / len(parts) if known else None
     return sum(loss for loss, _ in results) / len(parts)
-
-
-def _load_trained(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(weights[name])

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from goan_cli.tiny.palette import COLOURS, DIRECTIONS, MOTIONS, SHAPES
+from goan_cli.tiny.palette import COLOURS, DIRECTIONS, DUSK, MOTIONS, SHAPES
 
 SIDE = 64
 # The fastest a shape travels, in pixels a frame: four frames, one latent's, then still overlap.
@@ -22,8 +22,7 @@ HOP = 12
 HOP_HEIGHT = 7.0
 # How far to either side a shape sways, as often as another hops.
 SWAY = 6.0
-# The light that dusk leaves, and the frames it takes to fall.
-DUSK = (0.20, 0.21, 0.36)
+# The frames that dusk takes to fall.
 NIGHTFALL = 12
 RADII = (8.0, 12.0)
 # A shape that travels keeps this far from the edge.

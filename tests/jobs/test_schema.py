@@ -108,7 +108,7 @@ def _accepts_number(schema: Mapping[str, Any], value: float) -> bool:
         ("step_cache", "off"),
         ("step_cache", "teacache"),
         ("step_cache", {"kind": "teacache", "threshold": 0.1}),
-        ("output", {"dir": "out", "keep_latents": True, "crf": 1}),
+        ("output", {"dir": "out", "keep_latents": True, "contact_sheet": True, "crf": 1}),
         ("steps", None),
         ("size", None),
         ("step_cache", None),
@@ -174,6 +174,7 @@ def test_valid_values(key: str, value: object) -> None:
         ("output", {"crf": 0}),
         ("output", {"crf": 52}),
         ("output", {"keep_latents": 1}),
+        ("output", {"contact_sheet": "yes"}),
         ("frames", 12),
     ],
 )

@@ -219,3 +219,13 @@ def test_read_video_of_something_else(tmp_path: Path, content: bytes | None) -> 
         path.write_bytes(content)
     with pytest.raises(RenderFailed, match=r"a\.mp4"):
         read_video(path)
+
+
+def test_read_video_of_a_cut_file(tmp_path: Path) -> None:
+    """A file cut off before its first frame, its header whole, is a failure too."""
+    path = tmp_path / "a.mp4"
+    write(path, 5)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"mdat") + 8])
+    with pytest.raises(RenderFailed, match=r"a\.mp4"):
+        read_video(path)

@@ -5,7 +5,6 @@ from einops import rearrange
 
 from goan_cli.render.loading import load_vae
 from goan_cli.tiny.autoencoder import as_pictures, empty_autoencoder, psnr
-from goan_cli.tiny.evaluate import autoencoder_figures
 from goan_cli.tiny.parts import PACK
 from goan_cli.tiny.training import seeded
 from goan_cli.tiny.world import draw_scene, render_clip
@@ -43,15 +42,6 @@ def test_picture_training_runs_the_same_network() -> None:
         flat = vae(picture).sample
     assert relative_error(flat, own) < 1e-4
     assert torch.equal(vae(picture).sample, own)
-
-
-def test_shipped_autoencoder_is_good() -> None:
-    """Held-out clips come back at 30 dB at the least, single pictures too, also decoded from the third latent on."""
-    figures = autoencoder_figures()
-    assert figures["clips"] > 34
-    assert figures["clips_worst"] > 28
-    assert figures["pictures"] > 34
-    assert figures["from_the_third_latent"] > 30
 
 
 @torch.no_grad()

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from goan_cli.tiny.measures import Frames, colour_name, direction, psnr_between, sway_of, track
+from goan_cli.tiny.measures import (
+    Frames,
+    colour_kept,
+    colour_name,
+    direction,
+    drift_of,
+    psnr_between,
+    psnr_of_all,
+    sway_of,
+    track,
+)
 from goan_cli.tiny.palette import COLOURS
 
 
@@ -59,3 +69,40 @@ def test_psnr() -> None:
     frames = video([(30, 30)])
     assert psnr_between(frames, frames) == 100
     assert psnr_between(frames + 1, frames) == pytest.approx(48.13, abs=0.01)
+
+
+def test_colour_is_kept_only_by_a_shape_that_is_there() -> None:
+    """One frame in another colour, or without the shape, and the colour is not kept."""
+    frames = video([(20 + n, 30) for n in range(6)])
+    assert colour_kept(track(frames), "red")
+    other, gone = frames.copy(), frames.copy()
+    other[3] = video([(23, 30)], colour=(40, 200, 60))[0]
+    gone[3] = 120
+    assert not colour_kept(track(other), "red")
+    assert not colour_kept(track(gone), "red")
+
+
+def test_drift_sees_everything_away_from_the_shape() -> None:
+    """A moving shape is no drift; a shift of the light is, and so is a ghost in one corner of one frame."""
+    frames = video([(20 + n, 30) for n in range(6)])
+    assert drift_of(frames, track(frames)) == 0
+    lighter = frames.copy()
+    lighter[4][lighter[4] == 120] = 130
+    assert drift_of(lighter, track(lighter)) == pytest.approx(10, rel=0.05)
+    ghost = frames.copy()
+    ghost[2, 50:60, 50:60] = (120, 120, 180)
+    assert drift_of(ghost, track(ghost)) > 0.3
+
+
+def test_a_lost_shape_sways_nowhere() -> None:
+    """Without a shape in every frame there is no swing to measure."""
+    frames = video([(30 + 4 * (n % 2), 30) for n in range(6)])
+    frames[2] = 120
+    assert sway_of(track(frames)) == 0
+
+
+def test_equal_clips_do_not_hide_another() -> None:
+    """One clip that is off counts as much among equal ones as its error does."""
+    frames = video([(30, 30)] * 4)
+    alone = psnr_between(frames + 4, frames)
+    assert psnr_of_all([frames, frames + 4], [frames, frames]) == pytest.approx(alone + 3.01, abs=0.01)

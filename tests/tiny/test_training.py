@@ -1,6 +1,8 @@
 """The training loop: what it saves, and that stopping it changes nothing."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from goan_cli.errors import InvalidInput
 from goan_cli.tiny import training
 from goan_cli.tiny.training import LossPart, Schedule, seeded, train
 
@@ -98,3 +101,47 @@ def test_schedule_warms_up_and_decays_to_nothing() -> None:
     assert scales[5:20] == [1.0] * 15
     assert scales[20:] == sorted(scales[20:], reverse=True)
     assert 0 < scales[-1] <= 0.05
+
+
+def test_another_schedule_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is not carried on under other rates or lengths; the file is named and stays as it is."""
+    with pytest.raises(Stopped):
+        run(Line(), tmp_path, stop_at=20)
+    before = (tmp_path / "line.pt").read_bytes()
+    monkeypatch.setattr(f"{__name__}.SCHEDULE", replace(SCHEDULE, steps=80))
+    with pytest.raises(InvalidInput, match=r"line\.pt"):
+        run(Line(), tmp_path)
+    assert (tmp_path / "line.pt").read_bytes() == before
+
+
+def test_log_has_each_step_once_and_figures_where_they_were_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two savings and resumed, no step is listed twice, and old figures are not repeated."""
+    monkeypatch.setattr(training, "_LOG_EVERY", 5)
+    with pytest.raises(Stopped):
+        run(Line(), tmp_path, stop_at=27)
+    run(Line(), tmp_path)
+    lines = [json.loads(text) for text in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5, 45, 5))
+    assert [line["step"] for line in lines if "weight" in line] == [10, 20, 30, 40]
+
+
+def test_gradients_are_the_mean_of_the_parts() -> None:
+    """Threads give what one backward pass of the mean loss gives, also for kernels and for what no part uses."""
+    torch.manual_seed(1)
+    kernel, unused = nn.Conv3d(2, 3, (1, 2, 2)), nn.Linear(2, 2)
+    x = torch.randn((2, 4, 2, 3, 4, 4))
+    trained = [*kernel.parameters(), *unused.parameters()]
+    parts = [partial(lambda part: kernel(x[0, part][None]).square().mean(), part) for part in range(3)]
+    torch.stack([part() for part in parts]).mean().backward()
+    wanted = [None if parameter.grad is None else parameter.grad.clone() for parameter in trained]
+    with ThreadPoolExecutor(max_workers=2) as workers:
+        loss = training._backward(trained, parts, workers)
+    assert loss == pytest.approx(float(torch.stack([part().detach() for part in parts]).mean()))
+    for parameter, gradient in zip(trained, wanted, strict=True):
+        if gradient is None:
+            assert parameter.grad is None
+        else:
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, gradient, atol=1e-6)

@@ -12,6 +12,7 @@ from goan_cli.tiny.parts import CONFIG, WINDOW
 from goan_cli.tiny.training import seeded
 from goan_cli.tiny.transformer import draw_batch, empty_transformer, flow_loss
 from goan_cli.tiny.world import captions, draw_scene
+from tests.helpers import random_transformer, relative_error
 
 
 def clip_of(sections: int, seed: int = 0) -> Clip:
@@ -99,3 +100,29 @@ def test_loss_of_an_untrained_model_is_the_velocity_s_power(family: Family) -> N
     loss.backward()
     assert model.proj_out.weight.grad is not None
     assert model.proj_out.weight.grad.norm() > 0
+
+
+@torch.no_grad()
+def test_a_batch_is_its_rows_one_by_one() -> None:
+    """A training batch gives each row what a render of batch size 1 would give it."""
+    model = random_transformer(CONFIG)
+    batch = draw_batch(Family.INVERTED, [clip_of(4, seed) for seed in range(8)], texts(), seeded(3), 3)
+
+    def velocity(rows: slice) -> torch.Tensor:
+        context = model.context_for(
+            latent_indices=torch.tensor(batch.section.latent_indices),
+            latent_size=(8, 8),
+            clean=clean_latents(batch.section, Family.INVERTED, batch.history[rows], batch.start[rows]),
+            image_embeds=batch.image[rows],
+        )
+        return model(
+            batch.latents[rows],
+            timestep=torch.tensor([900.0, 500.0, 100.0])[rows],
+            guidance=1000 * batch.guidance[rows],
+            text=TextConditioning(embeds=batch.text.embeds[rows], pooled=batch.text.pooled[rows]),
+            context=context,
+        )
+
+    together = velocity(slice(0, 3))
+    for row in range(3):
+        assert relative_error(together[row : row + 1], velocity(slice(row, row + 1))) < 1e-5

@@ -4,13 +4,23 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from goan_cli.render.engine import Engine
-from goan_cli.tiny.evaluate import baked_against_peft, central_scene, lora_clip, lora_effect, prompt_result
+from goan_cli.tiny.autoencoder import CLIPS, PICTURES
+from goan_cli.tiny.evaluate import (
+    autoencoder_figures,
+    baked_against_peft,
+    central_scene,
+    lora_clip,
+    lora_effect,
+    prompt_result,
+    weights_digest,
+)
+from goan_cli.tiny.loras import DUSK_LESSON, SWAY_LESSON
 from goan_cli.tiny.palette import DIRECTIONS
 from goan_cli.tiny.parts import PACK
-from goan_cli.tiny.report import report
+from goan_cli.tiny.report import DRIFT_BOUND, report
+from goan_cli.tiny.transformer import SCHEDULES
 
 FIGURES = json.loads((PACK / "evaluation.json").read_text(encoding="utf-8"))
 TRAINING = json.loads((PACK / "training.json").read_text(encoding="utf-8"))
@@ -23,21 +33,39 @@ def engine() -> Engine:
 
 
 def test_recorded_autoencoder_meets_its_target() -> None:
-    """Held-out clips came back at 30 dB and more."""
-    assert FIGURES["autoencoder"]["clips"] > 30
-    assert FIGURES["autoencoder"]["clips_worst"] > 26
+    """Held-out clips came back at the goal of 30 dB, each of them, and come back so now."""
+    assert FIGURES["autoencoder"]["clips_worst"] > 30
+    assert autoencoder_figures() == pytest.approx(FIGURES["autoencoder"], abs=0.2)
+
+
+def test_figures_are_of_these_weights() -> None:
+    """What was measured is what ships, and it was trained by the schedules that are there to read."""
+    assert FIGURES["weights"] == weights_digest()
+    schedules = [PICTURES, CLIPS, *SCHEDULES.values(), DUSK_LESSON.schedule, SWAY_LESSON.schedule]
+    trained = [(stage["name"], stage["steps"]) for stage in TRAINING["stages"]]
+    assert trained == [(schedule.name, schedule.steps) for schedule in schedules]
+
+
+def test_recorded_step_caches_trade_error_for_speed() -> None:
+    """With the threshold fewer steps are computed; every row skips some, and stays near the exact render."""
+    rows = FIGURES["step_caches"]["teacache"]
+    computed = [row["computed"] for row in rows]
+    assert computed == sorted(computed, reverse=True)
+    assert computed[0] < 1
+    assert min(row["psnr"] for row in rows) > 20
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-f1"])
 def test_recorded_prompts_meet_their_targets(model: str) -> None:
-    """Over at least 100 prompts x seeds: direction and colour in 95 %, first frames at 24 dB, shapes all there."""
+    """Over 100 prompts x seeds and more: direction and colour in 95 %, every first frame at 24 dB, a calm ground."""
     figures = FIGURES[model]
     assert figures["prompts"] >= 100
     assert figures["direction"] >= 0.95
     assert figures["colour"] >= 0.95
-    assert figures["first_frame"] >= 24
+    assert figures["first_frame_worst"] >= 24
     assert figures["shape_present"] >= 0.95
-    assert figures["drift_mean"] <= 8
+    assert figures["drift_worst"] <= DRIFT_BOUND
+    assert min(figures["motions"].values()) >= 0.5
 
 
 def test_recorded_loras_act_by_weight() -> None:
@@ -46,7 +74,7 @@ def test_recorded_loras_act_by_weight() -> None:
     assert loras["weights"] == [0.0, 0.25, 0.5, 1.0]
     for name in ("dusk", "sway"):
         assert loras[name] == sorted(set(loras[name]))
-        assert loras["baked_against_peft"][name] < 1e-3
+        assert loras["baked_against_peft"][name] < 1e-4
     assert loras["base_again_bit_for_bit"] is True
 
 
@@ -65,22 +93,21 @@ def test_prompts_decide_now(engine: Engine, tmp_path: Path, model: str, motion: 
     assert result.colour_kept
     assert result.first_frame > 24
     assert result.area > 0.5
-    assert result.drift < 20
+    assert result.drift < DRIFT_BOUND
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dusk", "sway"])
 def test_loras_act_now(engine: Engine, tmp_path: Path, name: str) -> None:
     """The effect grows with the weight, and the base model's frames come back bit for bit."""
-    base = lora_clip(engine, tmp_path, name, 0.0, 1)
+    base = lora_clip(engine, tmp_path, name, None, 1)
     effects = [lora_effect(name, base, lora_clip(engine, tmp_path, name, weight, 1)) for weight in (0.0, 0.5, 1.0)]
     assert effects == sorted(set(effects))
-    assert (lora_clip(engine, tmp_path, name, 0.0, 1) == base).all()
+    assert (lora_clip(engine, tmp_path, name, None, 1) == base).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dusk", "sway"])
 def test_baked_is_peft_s_result_now(engine: Engine, tmp_path: Path, name: str) -> None:
     """A whole render from baked weights is that of PEFT's dynamic layers, in float32."""
-    assert baked_against_peft(engine, tmp_path, name) < 1e-3
-    assert torch.get_num_threads() == 1
+    assert baked_against_peft(engine, tmp_path, name) < 1e-4
