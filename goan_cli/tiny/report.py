@@ -19,6 +19,8 @@ the transformer. Llama, CLIP and SigLIP are frozen random networks. Weights are 
 
 Prompts it knows: `a red circle moves right`, with `red green blue yellow purple white`, `circle square triangle`, and
 `moves left|right|up|down`, `bounces`, `grows`, `shrinks`, `stands still`. It was trained at 64 x 64 and window 3 alone.
+What it does not do well: an outline that moves loses its corners, so that after a second or two a circle and a square
+are hard to tell apart. Nothing below measures the kind of shape.
 
 `make tiny` trains all of it again; `make tiny-eval` measures what follows. Both files beside this one are their output.
 

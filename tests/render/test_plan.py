@@ -100,6 +100,22 @@ def test_two_jobs_of_one_video(tmp_path: Path) -> None:
     assert [plan.job.name for plan in plan_renders(requests[1:])] == ["CLIP", "other"]
 
 
+@pytest.mark.parametrize(
+    ("image", "output"),
+    [("job.sheet.png", {"contact_sheet": True}), ("job.latents.safetensors", {"keep_latents": True})],
+)
+def test_no_result_replaces_an_input(tmp_path: Path, image: str, output: dict[str, bool]) -> None:
+    """A start image that lies where the job would write is refused, if the job would write there."""
+    where = str(tmp_path / "out")
+    start = tmp_path / "out" / image
+    start.parent.mkdir()
+    start.write_bytes(tiny_plan(tmp_path).job.image.read_bytes())
+    harmless = _request(tmp_path, "job", image=str(start), output={"dir": where})
+    assert len(plan_renders([harmless])) == 1
+    with pytest.raises(InvalidJobs, match="would replace a file that a job is made from"):
+        plan_renders([_request(tmp_path, "job", image=str(start), output={"dir": where, **output})])
+
+
 def test_given_problems_stop_the_plans(tmp_path: Path) -> None:
     """Problems found while loading are told with those of planning, and no plan comes of it."""
     bad, problems = request_from_settings(settings_document((), {"prompt": "a ball", "steps": 0}), name="job")

@@ -115,13 +115,14 @@ def test_a_batch_is_its_rows_one_by_one() -> None:
             clean=clean_latents(batch.section, Family.INVERTED, batch.history[rows], batch.start[rows]),
             image_embeds=batch.image[rows],
         )
-        return model(
+        made: torch.Tensor = model(
             batch.latents[rows],
             timestep=torch.tensor([900.0, 500.0, 100.0])[rows],
             guidance=1000 * batch.guidance[rows],
             text=TextConditioning(embeds=batch.text.embeds[rows], pooled=batch.text.pooled[rows]),
             context=context,
         )
+        return made
 
     together = velocity(slice(0, 3))
     for row in range(3):
