@@ -17,10 +17,9 @@ from goan_cli.model.transformer import TextConditioning
 from goan_cli.render.image import ImageEncoder, posterior
 from goan_cli.render.loading import load_vae
 from goan_cli.render.text import TextEncoders
-from goan_cli.tiny.palette import COLOURS, MOTIONS, SHAPES
 from goan_cli.tiny.parts import WINDOW
 from goan_cli.tiny.training import seeded
-from goan_cli.tiny.world import Scene, captions, draw_scene, render_clip
+from goan_cli.tiny.world import Scene, all_captions, choice, draw_scene, render_clip
 
 _CLIPS = 1800
 # A clip's length in sections; four is where padding 3 means two things, so it is shown more often.
@@ -87,15 +86,8 @@ def encode_captions(pack: Path) -> dict[str, TextConditioning]:
         device=_CPU,
         dtype=torch.float32,
     )
-    words = [
-        text
-        for shape in SHAPES
-        for colour in COLOURS
-        for motion in MOTIONS
-        for text in captions(shape=shape, colour=colour, motion=motion)
-    ]
     # Cloned out of inference mode, so that a training can save them for its backward pass.
-    encoded = {text: encoders.encode(text)[0] for text in ["", *words]}
+    encoded = {text: encoders.encode(text)[0] for text in ["", *all_captions()]}
     return {
         text: TextConditioning(embeds=kept.embeds.clone(), pooled=kept.pooled.clone()) for text, kept in encoded.items()
     }
@@ -122,7 +114,7 @@ def history_of(clip: Clip, start: Tensor, section: int, family: Family) -> Tenso
 
 def _scene(number: int) -> Scene:
     generator = seeded(number, stream=4)
-    sections = _LENGTHS[int(torch.randint(len(_LENGTHS), (), generator=generator))]
+    sections = choice(generator, _LENGTHS)
     return draw_scene(generator, duration=sections * WINDOW * LATENT_FRAME)
 
 

@@ -4,7 +4,6 @@
 swing from side to side (a motion), as PEFT writes it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,14 @@ import torch
 from diffusers.loaders import HunyuanVideoLoraLoaderMixin
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
 
 from goan_cli.jobs.sections import LATENT_FRAME, Family
 from goan_cli.model.weights import load_transformer
-from goan_cli.tiny.clips import Clip, load_clips
+from goan_cli.tiny.clips import load_clips
 from goan_cli.tiny.parts import LORAS, TRANSFORMERS, WINDOW
 from goan_cli.tiny.training import SEED, Schedule, seeded, train
-from goan_cli.tiny.transformer import Texts, draw_batch, flow_loss, loss_parts
-from goan_cli.tiny.world import Scene, draw_scene
+from goan_cli.tiny.transformer import Texts, held_out_loss, loss_parts
+from goan_cli.tiny.world import Scene, choice, draw_scene
 
 RANK = 4
 # The linears of the blocks' image stream, and both streams' MLPs; everything else stays as it is.
@@ -56,7 +54,7 @@ def train_loras(pack: Path, texts: Texts, build: Path) -> dict[str, dict[str, fl
         clips = load_clips(pack, scenes, build)
         model = wrapped_transformer(pack / TRANSFORMERS[Family.INVERTED])
         parts = partial(loss_parts, model, Family.INVERTED, clips[_HELD_OUT:], texts, 20 + lesson.number, _BATCH)
-        validate = partial(_validate, model, clips[:_HELD_OUT], texts)
+        validate = partial(held_out_loss, model, Family.INVERTED, clips[:_HELD_OUT], texts, 30, 4, _BATCH)
         figures[name] = train(model, lesson.schedule, parts, validate, build)
         write = _write_as_diffusers if lesson is DUSK_LESSON else _write_as_peft
         write(model, pack / LORAS[name])
@@ -83,22 +81,11 @@ def wrapped_transformer(part: Path) -> Any:  # noqa: ANN401
 
 def _scene(lesson: Lesson, number: int) -> Scene:
     generator = seeded(number, stream=10 + lesson.number)
-    sections = _LENGTHS[int(torch.randint(len(_LENGTHS), (), generator=generator))]
+    sections = choice(generator, _LENGTHS)
     duration = sections * WINDOW * LATENT_FRAME
     if lesson is SWAY_LESSON:
         return replace(draw_scene(generator, duration=duration, motion="still"), sways=True)
     return replace(draw_scene(generator, duration=duration), dusk=True)
-
-
-@torch.no_grad()
-def _validate(model: nn.Module, clips: Sequence[Clip], texts: Texts) -> dict[str, float]:
-    """The held-out error of the velocity."""
-    losses = []
-    for number in range(4):
-        generator = seeded(number, stream=30)
-        batch = draw_batch(Family.INVERTED, clips, texts, generator, _BATCH)
-        losses.append(flow_loss(model, Family.INVERTED, batch, generator).item())
-    return {"held_out": sum(losses) / len(losses)}
 
 
 def _write_as_diffusers(model: Any, file: Path) -> None:  # noqa: ANN401

@@ -60,7 +60,7 @@ def write_encoders(folder: Path) -> None:
 
 
 def write_autoencoder(folder: Path, vae: AutoencoderKLHunyuanVideo) -> None:
-    """Write a trained autoencoder, in half precision, as the pack's `vae`."""
+    """Write a trained autoencoder, in half precision, as the pack's `vae`; its own weights are rounded so too."""
     vae.half().save_pretrained(str(folder / "vae"))
     vae.float()
 

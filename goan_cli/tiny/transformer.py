@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from goan_cli.tiny.clips import Clip, history_of, paddings
 from goan_cli.tiny.palette import MOTIONS
 from goan_cli.tiny.parts import CONFIG, WINDOW
 from goan_cli.tiny.training import SEED, LossPart, Schedule, seeded, train
-from goan_cli.tiny.world import captions
+from goan_cli.tiny.world import between, captions, choice
 
 SCHEDULES = {
     Family.INVERTED: Schedule(
@@ -36,7 +36,6 @@ _GUIDANCE = (1.0, 12.0)
 _OBEYED = 6.0
 
 Texts = Mapping[str, TextConditioning]
-_Option = TypeVar("_Option")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +62,9 @@ def train_transformer(
     model = empty_transformer()
     if origin is not None:
         model.load_state_dict(origin.state_dict())
-    held_out = clips[:_HELD_OUT]
     stream = 5 if family is Family.INVERTED else 6
     parts = partial(loss_parts, model, family, clips[_HELD_OUT:], texts, stream, _BATCH)
-    validate = partial(_validate, model, family, held_out, texts)
+    validate = partial(held_out_loss, model, family, clips[:_HELD_OUT], texts, 7, 8, _BATCH)
     figures = train(model, SCHEDULES[family], parts, validate, folder)
     return model.eval(), figures
 
@@ -90,17 +88,17 @@ def draw_batch(
     family: Family, clips: Sequence[Clip], texts: Texts, generator: torch.Generator, size: int = _BATCH
 ) -> Batch:
     """A batch of sections: the first is drawn freely, the others must share its padding and text length."""
-    lead = _picked(clips, generator)
+    lead = choice(generator, clips)
     number = int(torch.randint(lead.sections, (), generator=generator))
     padding = paddings(lead.sections)[number]
     caption = _caption(lead, generator)
     length = texts[caption].embeds.shape[1]
-    if _uniform(generator) < _NO_CAPTION:
+    if between(generator, 0.0, 1.0) < _NO_CAPTION:
         length = texts[""].embeds.shape[1]
     rows, used = [(lead, number)], [caption if texts[caption].embeds.shape[1] == length else ""]
-    guidance = [_GUIDANCE[0] + (_GUIDANCE[1] - _GUIDANCE[0]) * _uniform(generator) for _ in range(size)]
+    guidance = [between(generator, *_GUIDANCE) for _ in range(size)]
     while len(rows) < size:
-        clip = _picked(clips, generator)
+        clip = choice(generator, clips)
         number = int(torch.randint(clip.sections, (), generator=generator))
         if family is Family.INVERTED and paddings(clip.sections)[number] != padding:
             continue
@@ -181,12 +179,20 @@ def loss_parts(
 
 
 @torch.no_grad()
-def _validate(model: nn.Module, family: Family, clips: Sequence[Clip], texts: Texts) -> dict[str, float]:
-    """The velocity's mean squared error over held-out clips."""
+def held_out_loss(
+    model: Any,  # noqa: ANN401 - see flow_loss
+    family: Family,
+    clips: Sequence[Clip],
+    texts: Texts,
+    stream: int,
+    batches: int,
+    size: int,
+) -> dict[str, float]:
+    """The velocity's mean squared error over batches of clips that are not trained on."""
     losses = []
-    for number in range(8):
-        generator = seeded(number, stream=7)
-        losses.append(flow_loss(model, family, draw_batch(family, clips, texts, generator), generator).item())
+    for number in range(batches):
+        generator = seeded(number, stream)
+        losses.append(flow_loss(model, family, draw_batch(family, clips, texts, generator, size), generator).item())
     return {"held_out": sum(losses) / len(losses)}
 
 
@@ -200,16 +206,8 @@ def _section(family: Family, padding: int) -> Section:
 def _caption(clip: Clip, generator: torch.Generator, guidance: float = _GUIDANCE[1]) -> str:
     scene = clip.scene
     obeyed = 0.5 + 0.5 * (guidance - 1) / (_OBEYED - 1)
-    motion = scene.motion if _uniform(generator) < obeyed else _picked(MOTIONS, generator)
-    return _picked(captions(shape=scene.shape, colour=scene.colour, motion=motion), generator)
-
-
-def _picked(options: Sequence[_Option], generator: torch.Generator) -> _Option:
-    return options[int(torch.randint(len(options), (), generator=generator))]
-
-
-def _uniform(generator: torch.Generator) -> float:
-    return torch.rand((), generator=generator).item()
+    motion = scene.motion if between(generator, 0.0, 1.0) < obeyed else choice(generator, MOTIONS)
+    return choice(generator, captions(shape=scene.shape, colour=scene.colour, motion=motion))
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:

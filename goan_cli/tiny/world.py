@@ -73,25 +73,25 @@ def draw_scene(generator: torch.Generator, *, duration: int, motion: str | None 
     The motion takes the whole `duration`, in frames, however long it is: the inverted family knows where in a
     video it is only as "near the start" or "far", so a pace that did not depend on the length would be torn.
     """
-    shape, colour = _choice(generator, SHAPES), _choice(generator, tuple(COLOURS))
-    motion = motion or _choice(generator, MOTIONS)
-    radius, way = _between(generator, *RADII), _between(generator, 12.0, 30.0)
-    ease = _between(generator, 1.0, 2.5)
+    shape, colour = choice(generator, SHAPES), choice(generator, tuple(COLOURS))
+    motion = motion or choice(generator, MOTIONS)
+    radius, way = between(generator, *RADII), between(generator, 12.0, 30.0)
+    ease = between(generator, 1.0, 2.5)
     if motion in ("grow", "shrink"):
         radius = RADII[0] - 2 if motion == "grow" else RADII[1] + 2
-        way = _between(generator, 5.0, 8.0)
+        way = between(generator, 5.0, 8.0)
     way = min(way, FASTEST * duration / ease)
-    x, y = (_between(generator, *_room(radius + (way if motion == "grow" else 0))) for _ in range(2))
+    x, y = (between(generator, *_room(radius + (way if motion == "grow" else 0))) for _ in range(2))
     if motion in DIRECTIONS:
         along_x, along_y = DIRECTIONS[motion]
         low, high = _room(radius)
-        start = low + _between(generator, 0.0, max(high - low - way, 1.0))
+        start = low + between(generator, 0.0, max(high - low - way, 1.0))
         x = x if not along_x else start if along_x > 0 else SIDE - start
         y = y if not along_y else start if along_y > 0 else SIDE - start
     if motion == "bounce":
         y = max(y, MARGIN + radius + HOP_HEIGHT)
-    shade, hue = _between(generator, 0.22, 0.62), _between(generator, 0.0, 2 * math.pi)
-    slope = _choice(generator, (0.0, 0.10, 0.18))
+    shade, hue = between(generator, 0.22, 0.62), between(generator, 0.0, 2 * math.pi)
+    slope = choice(generator, (0.0, 0.10, 0.18))
     return Scene(
         shape=shape,
         colour=colour,
@@ -110,6 +110,17 @@ def draw_scene(generator: torch.Generator, *, duration: int, motion: str | None 
 def captions(*, shape: str, colour: str, motion: str) -> tuple[str, ...]:
     """The ways to say what happens, such as "a red circle moves right", the plainest first."""
     return tuple(f"{article} {colour} {shape} {wording}" for wording in _WORDINGS[motion] for article in ("a", "the"))
+
+
+def all_captions() -> list[str]:
+    """Everything that the world has words for."""
+    return [
+        text
+        for shape in SHAPES
+        for colour in COLOURS
+        for motion in MOTIONS
+        for text in captions(shape=shape, colour=colour, motion=motion)
+    ]
 
 
 def poses(scene: Scene, frames: int) -> Tensor:
@@ -175,9 +186,11 @@ def _tint(shade: float, hue: float) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _between(generator: torch.Generator, low: float, high: float) -> float:
+def between(generator: torch.Generator, low: float, high: float) -> float:
+    """A number drawn evenly from low to high."""
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
-def _choice(generator: torch.Generator, options: Sequence[_Option]) -> _Option:
+def choice(generator: torch.Generator, options: Sequence[_Option]) -> _Option:
+    """One of the options, each as likely as the others."""
     return options[int(torch.randint(len(options), (), generator=generator))]

@@ -7,11 +7,10 @@ from goan_cli.jobs.sections import Family, plan_sections
 from goan_cli.model.transformer import TextConditioning
 from goan_cli.render.sampling import clean_latents
 from goan_cli.tiny.clips import Clip, history_of, paddings
-from goan_cli.tiny.palette import COLOURS, MOTIONS, SHAPES
 from goan_cli.tiny.parts import CONFIG, WINDOW
 from goan_cli.tiny.training import seeded
 from goan_cli.tiny.transformer import draw_batch, empty_transformer, flow_loss
-from goan_cli.tiny.world import captions, draw_scene
+from goan_cli.tiny.world import all_captions, draw_scene
 from tests.helpers import random_transformer, relative_error
 
 
@@ -31,19 +30,12 @@ def clip_of(sections: int, seed: int = 0) -> Clip:
 def texts() -> dict[str, TextConditioning]:
     """Conditioning of every caption, as long as its words are many, and of the empty one."""
     generator = seeded(0, stream=61)
-    words = [
-        text
-        for shape in SHAPES
-        for colour in COLOURS
-        for motion in MOTIONS
-        for text in captions(shape=shape, colour=colour, motion=motion)
-    ]
     return {
         text: TextConditioning(
             embeds=torch.randn((1, len(text.split()) + 1, CONFIG.text_embed_dim), generator=generator),
             pooled=torch.randn((1, CONFIG.pooled_projection_dim), generator=generator),
         )
-        for text in ["", *words]
+        for text in ["", *all_captions()]
     }
 
 
