@@ -1,7 +1,7 @@
 """The loop every training of the tiny pack runs in: Muon for matrices, a warm-up, a linear decay, exact resuming.
 
-Muon (Jordan et al. 2024) orthogonalises each matrix's update. On this autoencoder it reaches in 200 steps what
-Adam does not in 2,400: a picture's few strong directions (its background) no longer drown the weak ones (edges).
+Muon (Jordan et al. 2024) orthogonalises each matrix's update, so that a picture's few strong directions (its
+background) do not drown the weak ones (edges). On the autoencoder's clips it was at 19.7 dB when Adam was at 18.3.
 """
 
 import json
