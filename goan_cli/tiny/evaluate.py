@@ -1,6 +1,6 @@
 """Measures what the tiny pack can do, and writes the figures beside it: `python -m goan_cli.tiny.evaluate`.
 
-`make tiny-eval` runs all of it in some ten minutes. `evaluation.json` is for machines, `README.md` for people.
+`make tiny-eval` runs all of it in a quarter of an hour. `evaluation.json` is for machines, `README.md` for people.
 """
 
 import hashlib
@@ -204,14 +204,14 @@ def lora_figures(engine: Engine, folder: Path) -> dict[str, Any]:
     """Each LoRA's effect on `tiny` by weight (mean of four scenes), baked against PEFT's layers, and the way back."""
     numbers = range(_LORA_CLIPS)
     base = [lora_clip(engine, folder, "dusk", None, number) for number in numbers]
-    before = lora_latents(engine, folder, None)
+    before = _base_latents(engine, folder)
     effects: dict[str, list[float]] = {"dusk": [], "sway": []}
     back = []
     for name, row in effects.items():
         for weight in _WEIGHTS:
             clips = [lora_clip(engine, folder, name, weight, number) for number in numbers]
             row.append(float(np.mean([lora_effect(name, *pair) for pair in zip(base, clips, strict=True)])))
-        back.append(torch.equal(lora_latents(engine, folder, None), before))
+        back.append(torch.equal(_base_latents(engine, folder), before))
     return {
         "weights": list(_WEIGHTS),
         **effects,
@@ -232,9 +232,8 @@ def lora_clip(engine: Engine, folder: Path, name: str, weight: float | None, num
     return rendered(engine, _lora_plan(folder, name, weight, number))
 
 
-def lora_latents(engine: Engine, folder: Path, weight: float | None, name: str = "dusk") -> Tensor:
-    """The latents of the first of these scenes."""
-    plan = _lora_plan(folder, name, weight, 0)
+def _base_latents(engine: Engine, folder: Path) -> Tensor:
+    plan = _lora_plan(folder, "dusk", None, 0)
     return engine.sample(plan, engine.conditioning_for(plan)).latents
 
 

@@ -20,9 +20,6 @@ START = Scene(
     x=19.0,
     y=34.0,
     radius=10.5,
-    way=0.0,
-    duration=1,
-    ease=1.0,
     top=(0.34, 0.44, 0.54),
     bottom=(0.46, 0.56, 0.66),
 )

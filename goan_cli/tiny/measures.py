@@ -16,6 +16,7 @@ Values = NDArray[np.float64]
 
 # A pixel belongs to the shape where it differs from its row's background by more than this.
 _DIFFERENT = 0.16
+# Its middle, without the soft edge: pixels that differ by this share of the most that any does.
 _CORE = 0.8
 # Fewer pixels are noise, not a shape.
 _SMALLEST = 12.0

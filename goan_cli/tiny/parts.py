@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -73,24 +74,12 @@ def write_transformer(folder: Path, model: PackedTransformer, family: Family) ->
     save_file(tensors, part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     config = {
         "_class_name": "HunyuanVideoTransformer3DModelPacked",
-        "in_channels": CONFIG.in_channels,
-        "out_channels": CONFIG.out_channels,
-        "num_attention_heads": CONFIG.num_attention_heads,
-        "attention_head_dim": CONFIG.attention_head_dim,
-        "num_layers": CONFIG.num_layers,
-        "num_single_layers": CONFIG.num_single_layers,
-        "num_refiner_layers": CONFIG.num_refiner_layers,
-        "mlp_ratio": CONFIG.mlp_ratio,
+        **asdict(CONFIG),
         "patch_size": 2,
         "patch_size_t": 1,
         "qk_norm": "rms_norm",
         "guidance_embeds": True,
-        "text_embed_dim": CONFIG.text_embed_dim,
-        "pooled_projection_dim": CONFIG.pooled_projection_dim,
-        "rope_theta": CONFIG.rope_theta,
-        "rope_axes_dim": list(CONFIG.rope_axes_dim),
         "has_image_proj": True,
-        "image_proj_dim": CONFIG.image_proj_dim,
         "has_clean_x_embedder": True,
     }
     (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ the first frame over all pixels away from the shape; {bound} is the bound.
 {families}
 
 The other motions, share of twelve videos of two sections each in which they are seen: growth or shrinkage by a fifth of
-the area, a hop of two pixels, no way of more than two.
+the area, a hop of two pixels, or less than two pixels of height and two and a half of way.
 
 {motions}
 
@@ -53,7 +53,8 @@ goes to dusk, and how far (in pixels) a shape that stands still swings.
 Baked weights against PEFT's dynamic layers, relative difference of a whole render's latents: {peft}. After both, the
 base model's video is bit for bit the one before: {again}.
 
-TeaCache against the exact render of the same seed, {cache_steps} steps, mean of four videos:
+TeaCache against the exact render of the same seed, {cache_steps} steps; speed is from the least of three runs, PSNR is
+over the frames of four videos together:
 
 {teacache}
 """

@@ -18,9 +18,6 @@ _SCENE = Scene(
     x=22.0,
     y=34.0,
     radius=10.0,
-    way=0.0,
-    duration=1,
-    ease=1.0,
     top=(0.44, 0.50, 0.40),
     bottom=(0.56, 0.62, 0.52),
 )

@@ -58,11 +58,11 @@ class Scene:
     x: float
     y: float
     radius: float
-    way: float
-    duration: int
-    ease: float
     top: tuple[float, float, float]
     bottom: tuple[float, float, float]
+    way: float = 0.0
+    duration: int = 1
+    ease: float = 1.0
     sways: bool = False
     dusk: bool = False
 

@@ -32,6 +32,7 @@ def engine() -> Engine:
     return Engine(device="cpu")
 
 
+@pytest.mark.slow
 def test_recorded_autoencoder_meets_its_target() -> None:
     """Held-out clips came back at the goal of 30 dB, each of them, and come back so now."""
     assert FIGURES["autoencoder"]["clips_worst"] > 30
