@@ -29,6 +29,16 @@ class RenderFailed(GoanError):
     exit_code = 1
 
 
+class QualityFailed(RenderFailed):
+    """What was rendered did not pass a gate of its job."""
+
+
+class Interrupted(GoanError):
+    """Work was stopped by a signal or a deadline, and can be gone on with: run again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
 class InvalidInput(GoanError):
     """Something that the user gave cannot be used: a file, a key, a value."""
 

@@ -1,6 +1,8 @@
 """Files as wholes: hashes, fingerprints, and writing that never leaves half a file."""
 
+import glob
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +55,29 @@ def _fingerprint(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 -
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """`$GOAN_CACHE`, or `goan` in the user's cache folder."""
+    if given := os.environ.get("GOAN_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goan"
+
+
+def digest_of(**decisive: object) -> str:
+    """A hex digest of values that are JSON, whatever their order."""
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def remove_stray(path: Path) -> None:
+    """Remove what writers of `path` left that were killed. Only for who knows that no other writer is alive."""
+    with suppress(OSError):
+        for stray in path.parent.glob(f".goan-*-{_tag(path)}{glob.escape(path.suffix)}"):
+            stray.unlink(missing_ok=True)
+
+
+def _tag(path: Path) -> str:
+    return hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
 @contextmanager
 def replaced_when_complete(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed otherwise.
@@ -60,8 +85,7 @@ def replaced_when_complete(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, since ffmpeg and Pillow choose the format by it. Raises EnvironmentFault
     when the folder or the file cannot be written; other failures of the block pass through.
     """
-    tag = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    temporary = path.with_name(f".goan-{os.getpid()}-{tag}{path.suffix}")
+    temporary = path.with_name(f".goan-{os.getpid()}-{_tag(path)}{path.suffix}")
     try:
         with _explained(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,8 @@ class PackSpec(_Manifest):
 
 
 WEIGHTED = ("transformer", "text_encoder", "text_encoder_2", "vae", "image_encoder")
+PARTS = (*WEIGHTED, "tokenizer", "tokenizer_2", "feature_extractor")
+_TEXTS = (".json", ".txt")  # configurations and vocabularies: they decide what the weights make
 _NEEDED_FILES = {
     "tokenizer": ("tokenizer.json",),
     "tokenizer_2": ("vocab.json", "merges.txt"),
@@ -87,16 +89,19 @@ class Pack:
     resolution: int
 
     def identity(self) -> str:
-        """A hex digest of every weight file's fingerprint: equal identities render equal videos."""
+        """A hex digest of every part's identity: equal ones render equal videos."""
         digest = hashlib.sha256(self.family.encode())
-        for part in WEIGHTED:
+        for part in PARTS:
             digest.update(f"{part}/{self.identity_of(part)}\n".encode())
         return digest.hexdigest()
 
     def identity_of(self, part: str) -> str:
-        """A hex digest of one weighted part's files."""
-        files_of_part = checkpoint_files(getattr(self, part))
-        return hashlib.sha256("\n".join(fingerprint(file) for file in files_of_part).encode()).hexdigest()
+        """A hex digest of one part's weights, configuration and vocabulary, wherever they lie."""
+        folder: Path = getattr(self, part)
+        weights = checkpoint_files(folder) if part in WEIGHTED else ()
+        texts = sorted(file for file in folder.iterdir() if file.suffix in _TEXTS) if folder.is_dir() else []
+        prints = [*(fingerprint(file) for file in weights), *(f"{file.name}/{fingerprint(file)}" for file in texts)]
+        return hashlib.sha256("\n".join(prints).encode()).hexdigest()
 
 
 def find_pack(model: str) -> Pack:
@@ -146,7 +151,7 @@ def _pack(spec: PackSpec, manifest: Path) -> Pack:
 
 def _missing_parts(pack: Pack, document: Document) -> list[Problem]:
     problems = []
-    for part in (*WEIGHTED, "tokenizer", "tokenizer_2", "feature_extractor"):
+    for part in PARTS:
         folder: Path = getattr(pack, part)
         try:
             _check_part(part, folder)

@@ -2,28 +2,31 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from goan_cli.errors import RenderFailed
-from goan_cli.lora.bake import LoraFile, bake, file_reports, recipe_of, restore
+from goan_cli.errors import Interrupted, QualityFailed, RenderFailed
+from goan_cli.jobs.job import Gate
+from goan_cli.lora.bake import LoraFile, bake, file_reports, restore
 from goan_cli.lora.report import BakeRecipe, BakeReport
 from goan_cli.model.transformer import PackedTransformer
-from goan_cli.model.weights import parameters_of
+from goan_cli.model.weights import WeightStore, parameters_of
+from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.conditioning import Conditioning
 from goan_cli.render.decode import decode_video, to_uint8, vae_decoder
-from goan_cli.render.device import choose_device, device_name, precision_for
+from goan_cli.render.device import Precision, choose_device, device_name, precision_for
+from goan_cli.render.encoding import Encoding
 from goan_cli.render.events import (
     Baked,
     Event,
     Listener,
-    Note,
     SectionFinished,
     Stage,
     StageFinished,
@@ -31,13 +34,22 @@ from goan_cli.render.events import (
     StepFinished,
     ignore,
 )
-from goan_cli.render.image import fitted_pixels, start_latent
+from goan_cli.render.identity import bake_recipe
 from goan_cli.render.lora_files import lora_file
 from goan_cli.render.parts import Parts
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.preview import filmstrip
-from goan_cli.render.sampling import sample_sections
-from goan_cli.render.text import Truncation
+from goan_cli.render.sampling import Progress, Stopped, sample_sections
+
+Keep = Callable[[Progress, BakeReport | None], None]
+
+
+def _keep_nothing(_progress: Progress, _report: BakeReport | None) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +68,27 @@ class Engine:
     """Holds the models between jobs. Prints nothing: it tells its `listener`.
 
     A job is `conditioning_for`, then `sample`, then `frames`; `timings` has the seconds of each stage of the
-    job since `begin`. Raises EnvironmentFault when the device is not there.
+    job since `begin`. Embeddings are kept in the folder `cache`, None for nowhere. Raises EnvironmentFault when
+    the device is not there.
     """
 
-    def __init__(self, *, device: str = "auto", listener: Listener = ignore, previews: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        device: str = "auto",
+        listener: Listener = ignore,
+        previews: bool = False,
+        cache: Path | None = None,
+        precision: Precision | None = None,
+    ) -> None:
         self.device = choose_device(device)
-        self.precision = precision_for(self.device)
+        self.precision = precision or precision_for(self.device)
         self.listener = listener
         self.previews = previews
         self.timings: dict[Stage, float] = {}
-        self._parts: Parts | None = None
+        self._parts = Parts(self.device, self.precision)
+        self._encoding = Encoding(self._parts, EmbeddingCache(cache), stage=self._stage, tell=self._tell)
+        self._at_work: tuple[Stage, float] | None = None
         self._baked: str | None = None  # identity of the recipe in the weights
         self._touched: set[str] = set()
         self._report: BakeReport | None = None
@@ -75,9 +98,17 @@ class Engine:
         """What renders, for the record."""
         return device_name(self.device)
 
-    def begin(self) -> None:
-        """Start the timings of a new job."""
-        self.timings = {}
+    def begin(self, timings: Mapping[Stage, float] | None = None) -> None:
+        """Start the timings of a new job, or go on with those of an earlier session of it."""
+        self.timings = dict(timings or {})
+
+    @property
+    def elapsed(self) -> dict[Stage, float]:
+        """Seconds of each stage since `begin`, the one at work so far included."""
+        if self._at_work is None:
+            return dict(self.timings)
+        stage, started = self._at_work
+        return {**self.timings, stage: self.timings.get(stage, 0.0) + time.perf_counter() - started}
 
     def free_memory(self) -> None:
         """Give back what a failed job left on the device."""
@@ -85,74 +116,87 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def conditioning_for(self, plan: RenderPlan) -> Conditioning:
-        """Encode a plan's prompts and image."""
-        job, parts = plan.job, self._parts_for(plan)
-        with self._stage(Stage.LOAD):
-            encoders = parts.text_encoders()
-        with self._stage(Stage.ENCODE):
-            positive, cut = encoders.encode(job.prompt)
-            self._tell_truncation("prompt", cut)
-            negative = None
-            if job.sampling.true_cfg_scale != 1.0:
-                negative, cut = encoders.encode(job.negative_prompt)
-                self._tell_truncation("negative_prompt", cut)
-        pixels = fitted_pixels(job.image, job.image_fit)
-        with self._stage(Stage.LOAD):
-            image_encoder = parts.image_encoder()
-        with self._stage(Stage.ENCODE):
-            image_embeds = image_encoder.encode(pixels)
-        with self._stage(Stage.LOAD):
-            vae = parts.vae()
-        with self._stage(Stage.ENCODE):
-            start = start_latent(vae, pixels, job.sampling.seed)
-        return Conditioning(positive=positive, negative=negative, image_embeds=image_embeds, start_latent=start)
+    def encode(self, plan: RenderPlan) -> None:
+        """Bring what a plan is conditioned on into the cache, so that `conditioning_for` loads nothing."""
+        self._encoding.conditioning_for(plan)
 
-    def sample(self, plan: RenderPlan, conditioning: Conditioning) -> Sampled:
-        """Bake the plan's LoRAs where they are not baked yet, and sample every section."""
-        parts = self._parts_for(plan)
+    def forget_text_encoders(self) -> None:
+        """Let go of the text encoders, once every prompt is encoded."""
+        self._parts.forget_text_encoders()
+        self.free_memory()
+
+    def conditioning_for(self, plan: RenderPlan) -> Conditioning:
+        """A plan's prompts and image, encoded or from the cache."""
+        return self._encoding.conditioning_for(plan)
+
+    def sample(
+        self,
+        plan: RenderPlan,
+        conditioning: Conditioning,
+        *,
+        after: Progress | None = None,
+        keep: Keep = _keep_nothing,
+        stop: Callable[[], bool] = _never,
+    ) -> Sampled:
+        """Bake the plan's LoRAs where they are not baked yet, and sample the sections that `after` has not.
+
+        `keep` is given the progress after every section. Raises Interrupted when `stop()` says so after a step,
+        with the progress kept.
+        """
         loras = [lora_file(lora) for lora in plan.loras]
-        wanted = recipe_of(parts.base_identity(), loras)
+        wanted = bake_recipe(plan)
         to_bake = {name for lora in loras for name in lora.adapter.parameters}
         with self._stage(Stage.LOAD):
-            if not parts.has_transformer:
+            if not self._parts.has_transformer(plan.pack):
                 # What the bake will write is not read first.
-                self._touched, self._baked = set(to_bake), None
-            model, _ = parts.transformer(unread=to_bake)
+                self._touched, self._baked, self._report = set(to_bake), None, None
+            model, store = self._parts.transformer(plan.pack, unread=to_bake)
         if self._baked != wanted.identity:
             with self._stage(Stage.BAKE):
-                self._bake(parts, model, loras, wanted, to_bake)
-        latents, computed_steps = conditioning.start_latent, []
-        with self._stage(Stage.SAMPLE):
-            for so_far, computed in self._sections(plan, model, conditioning):
-                latents = so_far
-                computed_steps.append(computed)
+                self._bake(model, store, loras, wanted, to_bake)
         # The same recipe may have been baked from other paths: the report names this job's.
         report = None if self._report is None else replace(self._report, files=file_reports(loras))
-        return Sampled(latents=latents, computed_steps=tuple(computed_steps), bake=report)
+        progress = after
+        with self._stage(Stage.SAMPLE):
+            try:
+                for progress in self._sections(plan, model, conditioning, after, stop):
+                    keep(progress, report)
+            except Stopped as stopped:
+                keep(stopped.progress, report)
+                raise Interrupted(f"in section {stopped.progress.sections + 1}") from None
+        if progress is None:
+            raise RenderFailed("there was no section to sample")
+        return Sampled(latents=progress.history, computed_steps=progress.computed_steps, bake=report)
 
-    def frames(self, plan: RenderPlan, latents: Tensor) -> Iterator[NDArray[np.uint8]]:
-        """Decode latents to frames `(n, h, w, 3)` in viewing order, a stretch at a time."""
-        parts = self._parts_for(plan)
+    def frames(
+        self, plan: RenderPlan, latents: Tensor, *, stop: Callable[[], bool] = _never
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Decode latents to frames `(n, h, w, 3)` in viewing order, a stretch at a time.
+
+        Raises Interrupted when `stop()` says so before a stretch, and QualityFailed for pixels that are not
+        finite where the job's gates refuse them.
+        """
         with self._stage(Stage.LOAD):
-            decode = vae_decoder(parts.vae())
+            decode = vae_decoder(self._parts.vae(plan.pack))
         with self._stage(Stage.DECODE):
             for pixels in decode_video(latents, plan.job.sections, decode):
-                yield to_uint8(pixels).numpy()
-
-    def _parts_for(self, plan: RenderPlan) -> Parts:
-        if self._parts is None or self._parts.pack != plan.pack:
-            self._parts = None
-            gc.collect()
-            self._parts = Parts(plan.pack, self.device, self.precision)
-        return self._parts
+                if stop():
+                    raise Interrupted("while decoding")
+                finite = bool(pixels.isfinite().all())
+                if not finite and plan.job.gates.nan is Gate.FAIL:
+                    raise QualityFailed("decoded pixels are not finite", hint="the VAE overflows in this precision")
+                yield to_uint8(pixels if finite else pixels.nan_to_num()).numpy()
 
     def _bake(
-        self, parts: Parts, model: PackedTransformer, loras: list[LoraFile], wanted: BakeRecipe, to_bake: set[str]
+        self,
+        model: PackedTransformer,
+        store: WeightStore,
+        loras: list[LoraFile],
+        wanted: BakeRecipe,
+        to_bake: set[str],
     ) -> None:
         """Bring the weights from the recipe they hold to the wanted one, from pristine bytes."""
         parameters = parameters_of(model)
-        _, store = parts.transformer()
         self._baked, self._report = None, None
         with store.opened() as pristine:
             stale = self._touched - to_bake
@@ -171,11 +215,17 @@ class Engine:
             self._tell(Baked(report=self._report))
 
     def _sections(
-        self, plan: RenderPlan, model: PackedTransformer, conditioning: Conditioning
-    ) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-        """Sample section by section, telling of steps and sections; yields the latents so far."""
-        total, steps = len(plan.job.sections.sections), plan.job.sampling.steps
-        number, section_started = 1, time.perf_counter()
+        self,
+        plan: RenderPlan,
+        model: PackedTransformer,
+        conditioning: Conditioning,
+        after: Progress | None,
+        stop: Callable[[], bool],
+    ) -> Iterator[Progress]:
+        """Sample section by section, telling of steps and sections."""
+        job = plan.job
+        total, steps = len(job.sections.sections), job.sampling.steps
+        number, section_started = 1 + (after.sections if after else 0), time.perf_counter()
         step_started = section_started
 
         def on_step(step: int) -> None:
@@ -186,37 +236,52 @@ class Engine:
             )
             step_started = now
 
-        for done in sample_sections(model, conditioning, plan.job.sections, plan.job.sampling, on_step=on_step):
+        for done in sample_sections(
+            model,
+            conditioning,
+            job.sections,
+            job.sampling,
+            after=after,
+            must_be_finite=job.gates.nan is Gate.FAIL,
+            on_step=on_step,
+            stop=stop,
+        ):
             now = time.perf_counter()
             self._tell(
                 SectionFinished(
                     section=number,
                     sections=total,
                     seconds=now - section_started,
-                    computed_steps=len(done.computed_steps) or steps,
+                    computed_steps=len(done.progress.computed_steps[-1]) or steps,
                     preview=filmstrip(done.latents).numpy() if self.previews else None,
                 )
             )
-            number, section_started = number + 1, now
-            yield done.history, done.computed_steps
+            yield done.progress
+            number, section_started = number + 1, time.perf_counter()
+            step_started = section_started
 
     @contextmanager
     def _stage(self, stage: Stage) -> Iterator[None]:
         self._tell(StageStarted(stage=stage))
         started = time.perf_counter()
+        self._at_work = stage, started
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
             hint = "a smaller size or window needs less"
             raise RenderFailed(f"{self.device_name}: out of memory ({stage})", hint=hint) from error
         finally:
             seconds = time.perf_counter() - started
+            self._at_work = None
             self.timings[stage] = self.timings.get(stage, 0.0) + seconds
             self._tell(StageFinished(stage=stage, seconds=seconds))
 
-    def _tell_truncation(self, what: str, cuts: tuple[Truncation, ...]) -> None:
-        for cut in cuts:
-            self._tell(Note(text=f"{what}: {cut.encoder} cannot take its last {cut.dropped} tokens: {cut.words!r}"))
-
     def _tell(self, event: Event) -> None:
         self.listener(event)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Main memory running out is a plain RuntimeError of torch's allocator."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,17 @@ class SectionFinished:
     preview: NDArray[np.uint8] | None
 
 
-Event = StageStarted | StageFinished | Note | Baked | StepFinished | SectionFinished
+@dataclass(frozen=True, kw_only=True)
+class CheckpointWritten:
+    """Sampling can go on from here after any interruption: so many sections, and steps of the next one, are done."""
+
+    sections: int
+    total: int
+    steps: int
+    path: Path
+
+
+Event = StageStarted | StageFinished | Note | Baked | StepFinished | SectionFinished | CheckpointWritten
 Listener = Callable[[Event], None]
 
 

@@ -57,9 +57,8 @@ def posterior(vae: Any, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:  # 
     return distribution.mean.float().cpu(), distribution.logvar.float().cpu()
 
 
-def start_latent(vae: Any, pixels: NDArray[np.uint8], seed: int) -> Tensor:  # noqa: ANN401 - see decode
-    """A draw from the posterior, scaled: `(1, 16, 1, h/8, w/8)` fp32 on the CPU, decided by the seed."""
-    mean, logvar = posterior(vae, pixels)
+def start_latent(mean: Tensor, logvar: Tensor, *, scale: float, seed: int) -> Tensor:
+    """A draw from a posterior, times the VAE's scale: `(1, 16, 1, h/8, w/8)`, decided by the seed."""
     generator = torch.Generator("cpu").manual_seed(seed ^ _POSTERIOR_STREAM)
     noise = torch.randn(mean.shape, generator=generator)
-    return (mean + (0.5 * logvar).exp() * noise) * float(vae.config.scaling_factor)
+    return (mean + (0.5 * logvar).exp() * noise) * scale

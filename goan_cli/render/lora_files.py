@@ -7,32 +7,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from goan_cli.errors import InvalidInput, InvalidJobs, LoraRefused, Problem
-from goan_cli.files import known_sha256_of
+from goan_cli.errors import InvalidJobs, LoraRefused, Problem
 from goan_cli.lora.bake import LoraFile, bake
 from goan_cli.lora.change import read_factors
-from goan_cli.lora.report import BakeReport, LoraSource
-from goan_cli.lora.scale import sidecar_config
+from goan_cli.lora.report import BakeReport
 from goan_cli.model.pack import find_pack
 from goan_cli.model.weights import WeightStore, check_transformer
+from goan_cli.render.identity import lora_source
 from goan_cli.render.plan import PlannedLora, RenderPlan, match_loras
 
 
 def lora_file(lora: PlannedLora) -> LoraFile:
     """A matched LoRA with its content's hash. Raises InvalidInput when the file has vanished since."""
-    use, config = lora.use, sidecar_config(lora.use.path)
-    try:
-        source = LoraSource(
-            path=use.path,
-            sha256=known_sha256_of(use.path),
-            weight=use.weight,
-            include=use.include,
-            exclude=use.exclude,
-            config_sha256=known_sha256_of(config) if config else None,
-        )
-    except OSError as error:
-        raise InvalidInput(f"{use.path}: cannot be read any more: {error.strerror or error}") from error
-    return LoraFile(adapter=lora.adapter, source=source)
+    return LoraFile(adapter=lora.adapter, source=lora_source(lora))
 
 
 def refuse_misfits(plans: Sequence[RenderPlan]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,39 @@ class _Packs:
         return found
 
 
+class _Adapters:
+    """LoRA files matched with packs, each read once however many jobs use it in the same way."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[Path, LoraUse], Adapter | InvalidInput] = {}
+
+    def __call__(self, pack: Pack, shapes: Shapes, use: LoraUse) -> Adapter:
+        key = (pack.manifest, replace(use, weight=1.0))
+        if key not in self._read:
+            try:
+                self._read[key] = _read_adapter(use, shapes)
+            except InvalidInput as error:
+                self._read[key] = error
+        read = self._read[key]
+        if isinstance(read, InvalidInput):
+            raise read
+        return read
+
+
+def _read_adapter(use: LoraUse, shapes: Shapes) -> Adapter:
+    selection = Selection(include=use.include, exclude=use.exclude)
+    return read_adapter(use.path, shapes, selection=selection, trusted=use.trusted)
+
+
 def plan_renders(
     requests: Sequence[JobRequest], problems: Sequence[Problem] = (), *, out: Path | None = None
 ) -> list[RenderPlan]:
     """Plans for all requests, or InvalidJobs with every problem of every job, `problems` among them."""
-    packs = _Packs()
+    packs, adapters = _Packs(), _Adapters()
     found = list(problems)
     plans = []
     for request in requests:
-        plan, wrong = _plan(request, packs, out)
+        plan, wrong = _plan(request, packs, adapters, out)
         found += wrong
         if plan is not None:
             plans.append((request, plan))
@@ -82,12 +106,16 @@ def _output_problems(plans: Sequence[tuple[JobRequest, RenderPlan]]) -> list[Pro
         for path in (request.origin.document.file, plan.job.image, *(lora.path for lora in plan.job.loras)):
             if path is not None:
                 inputs[_place(path)] = path
-    owners: set[str] = set()
+    owners: dict[str, object] = {}
     for request, plan in plans:
-        job = plan.job
+        job, variant = plan.job, plan.job.variant
         if _place(job.video) in owners:
             found.append(request.problem(("name",), f"two jobs would write {job.video}", hint="give them other names"))
-        owners.add(_place(job.video))
+        owners[_place(job.video)] = job
+        if variant is not None:
+            sheet = job.output.dir / f"{variant.matrix}.matrix.png"
+            if owners.setdefault(_place(sheet), variant.axes) != variant.axes:
+                found.append(request.problem(("matrix",), f"two matrices would write {sheet}", hint="name the jobs"))
         for path in job.results:
             if _place(path) in inputs:
                 found.append(
@@ -106,7 +134,9 @@ def _place(path: Path) -> str:
     return os.path.realpath(path).casefold()
 
 
-def _plan(request: JobRequest, packs: _Packs, out: Path | None) -> tuple[RenderPlan | None, list[Problem]]:
+def _plan(
+    request: JobRequest, packs: _Packs, adapters: _Adapters, out: Path | None
+) -> tuple[RenderPlan | None, list[Problem]]:
     try:
         pack, shapes = packs(request.spec.model or DEFAULT_MODEL)
     except InvalidJobs as error:
@@ -123,9 +153,8 @@ def _plan(request: JobRequest, packs: _Packs, out: Path | None) -> tuple[RenderP
         use = lora_use(spec)
         if not use.path.is_file():
             continue  # resolve_job has said so
-        selection = Selection(include=use.include, exclude=use.exclude)
         try:
-            adapter = read_adapter(use.path, shapes, selection=selection, trusted=use.trusted)
+            adapter = adapters(pack, shapes, use)
         except InvalidInput as error:
             problems.append(request.problem(("loras", index, "path"), error.message, hint=error.hint))
             continue
@@ -152,7 +181,6 @@ def match_loras(pack: Pack, loras: Sequence[Mapping[str, Any]]) -> list[PlannedL
             use = lora_use(LoraSpec.model_validate(keys))
         except ValidationError as error:
             raise InvalidInput(f"{keys['path']}: {error.errors()[0]['msg']}") from error
-        selection = Selection(include=use.include, exclude=use.exclude)
-        adapter = read_adapter(use.path, shapes, selection=selection, trusted=use.trusted)
+        adapter = _read_adapter(use, shapes)
         matched.append(PlannedLora(use=use, adapter=adapter))
     return matched

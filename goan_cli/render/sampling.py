@@ -1,36 +1,67 @@
 """Sampling a video section by section: history, guidance, and the sampler around the transformer."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from goan_cli.errors import RenderFailed
+from goan_cli.errors import QualityFailed
 from goan_cli.jobs.job import Sampling
 from goan_cli.jobs.sections import CLEAN_2X, CLEAN_4X, HISTORY, Family, Section, SectionPlan
-from goan_cli.model.step_cache import TeaCache
+from goan_cli.model.step_cache import TeaCache, TeaCacheState
 from goan_cli.model.transformer import CleanLatents, PackedTransformer, SectionContext, TextConditioning
 from goan_cli.render.conditioning import Conditioning, placed
 from goan_cli.render.schedule import noise_sigmas
-from goan_cli.render.unipc import sample_unipc
+from goan_cli.render.unipc import UniPCState, unipc_steps
 
 TIME_SCALE = 1000.0
 OnStep = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampledSection:
-    """One section's new latents `(1, 16, window, h, w)`, the video so far, and the steps whose blocks ran.
+class SectionProgress:
+    """A section that was stopped between two steps: the sampler's state, and each CFG branch's step cache."""
+
+    sampler: UniPCState
+    caches: tuple[TeaCacheState, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a job's sampling is: with the same settings and weights it goes on from here, bit for bit.
 
     `history` holds all real latents so far in viewing order, the start latent included once it is in place.
-    `computed_steps` is empty where no step cache is used.
+    `noise_state` is the noise generator's before the next section's noise; `computed_steps` has an entry for
+    each finished section, empty where no step cache is used; `within` is the section that was begun.
     """
+
+    history: Tensor
+    noise_state: Tensor
+    computed_steps: tuple[tuple[int, ...], ...] = ()
+    within: SectionProgress | None = None
+
+    @property
+    def sections(self) -> int:
+        """Finished sections."""
+        return len(self.computed_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledSection:
+    """One section's new latents `(1, 16, window, h, w)`, and how far the video is with it."""
 
     section: Section
     latents: Tensor
-    history: Tensor
-    computed_steps: tuple[int, ...]
+    progress: Progress
+
+
+class Stopped(Exception):
+    """Sampling was asked to stop between two steps, and can go on from `progress`."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__("stopped")
+        self.progress = progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +76,10 @@ def _ignore(_: int) -> None:
     pass
 
 
+def _never() -> bool:
+    return False
+
+
 @torch.inference_mode()
 def sample_sections(
     model: PackedTransformer,
@@ -52,44 +87,61 @@ def sample_sections(
     plan: SectionPlan,
     sampling: Sampling,
     *,
+    after: Progress | None = None,
+    must_be_finite: bool = True,
     on_step: OnStep = _ignore,
+    stop: Callable[[], bool] = _never,
 ) -> Iterator[SampledSection]:
-    """Sample all sections in the plan's order; latents are fp32 on the CPU.
+    """Sample the sections in the plan's order, those that `after` has not; latents are fp32 on the CPU.
 
     Noise is one stream from the seed, drawn on the CPU in sampling order, as in FramePack. `on_step` is
-    called after each step with its 0-based number. Raises RenderFailed for latents that are not finite.
+    called after each step with its 0-based number. Raises Stopped when `stop()` says so after a step, and
+    QualityFailed for latents that are not finite.
     """
     start = conditioning.start_latent.float().cpu()
     height, width = start.shape[-2:]
     generator = torch.Generator("cpu").manual_seed(sampling.seed)
-    sigmas = noise_sigmas(sampling.steps, tokens=plan.window * height * width // 4, shift=sampling.shift)
-    history = start.new_zeros((1, start.shape[1], 0, height, width))
-    if plan.family is Family.F1:
-        history = start
-    for section in plan.sections:
+    sigmas = noise_sigmas(sampling.steps, tokens=plan.window * height * width // 4, shift=sampling.shift).tolist()
+    if after is None:
+        empty = start.new_zeros((1, start.shape[1], 0, height, width))
+        history = start if plan.family is Family.F1 else empty
+        after = Progress(history=history, noise_state=generator.get_state())
+    progress = after
+    for section in plan.sections[after.sections :]:
+        generator.set_state(progress.noise_state)
         noise = torch.randn((1, start.shape[1], plan.window, height, width), generator=generator)
         context = model.context_for(
             latent_indices=torch.tensor(section.latent_indices),
             latent_size=(height, width),
-            clean=clean_latents(section, plan.family, history, start),
+            clean=clean_latents(section, plan.family, progress.history, start),
             image_embeds=conditioning.image_embeds,
         )
-        branches = _branches(model, conditioning, sampling)
+        branches = _branches(model, conditioning, sampling, progress.within)
         predict = _predictor(model, context, branches, sampling, on_step)
-        latents = sample_unipc(predict, noise.to(model.device), sigmas.tolist()).float().cpu()
-        if not latents.isfinite().all():
-            raise RenderFailed(
+        begun = _placed(progress.within.sampler, model.device) if progress.within else None
+        latents = noise
+        for state in unipc_steps(predict, noise.to(model.device), sigmas, begun):
+            if state.done < sampling.steps and stop():
+                caches = tuple(branch.cache.state for branch in branches if branch.cache)
+                raise Stopped(replace(progress, within=SectionProgress(sampler=state, caches=caches)))
+            latents = state.predictions[-1]
+        latents = latents.float().cpu()
+        if must_be_finite and not latents.isfinite().all():
+            raise QualityFailed(
                 f"section {section.number + 1}: the latents are not finite",
                 hint="a LoRA far too strong, or float16 overflowing on an older card",
             )
-        history = _extended(history, latents, start, section, plan)
         cache = branches[0].cache
-        yield SampledSection(
-            section=section,
-            latents=latents,
-            history=history,
-            computed_steps=tuple(cache.computed) if cache else (),
+        progress = Progress(
+            history=_extended(progress.history, latents, start, section, plan),
+            noise_state=generator.get_state(),
+            computed_steps=(*progress.computed_steps, tuple(cache.computed) if cache else ()),
         )
+        yield SampledSection(section=section, latents=latents, progress=progress)
+
+
+def _placed(state: UniPCState, device: torch.device) -> UniPCState:
+    return replace(state, x=state.x.to(device), predictions=tuple(each.to(device) for each in state.predictions))
 
 
 def clean_latents(section: Section, family: Family, history: Tensor, start: Tensor) -> list[CleanLatents]:
@@ -120,18 +172,26 @@ def _extended(history: Tensor, latents: Tensor, start: Tensor, section: Section,
     return torch.cat((start, latents, history) if is_last else (latents, history), dim=2)
 
 
-def _branches(model: PackedTransformer, conditioning: Conditioning, sampling: Sampling) -> list[_Branch]:
-    """The positive branch, and the negative one where true CFG is on."""
+def _branches(
+    model: PackedTransformer, conditioning: Conditioning, sampling: Sampling, within: SectionProgress | None
+) -> list[_Branch]:
+    """The positive branch, and the negative one where true CFG is on, their step caches as far as the section is."""
     texts = [conditioning.positive]
     if sampling.true_cfg_scale != 1.0 and conditioning.negative is not None:
         texts.append(conditioning.negative)
-    cache = sampling.step_cache
-    return [
-        _Branch(
-            text=placed(text, model.device, model.dtype),
-            cache=TeaCache(threshold=cache.threshold, steps=sampling.steps) if cache else None,
+    wanted = sampling.step_cache
+    caches = [TeaCache(threshold=wanted.threshold, steps=sampling.steps) for _ in texts] if wanted else []
+    for cache, state in zip(caches, within.caches if within else (), strict=False):
+        cache.resume(
+            replace(
+                state,
+                previous_input=None if state.previous_input is None else state.previous_input.to(model.device),
+                residual=None if state.residual is None else state.residual.to(model.device),
+            )
         )
-        for text in texts
+    return [
+        _Branch(text=placed(text, model.device, model.dtype), cache=caches[number] if caches else None)
+        for number, text in enumerate(texts)
     ]
 
 

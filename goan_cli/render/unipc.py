@@ -5,7 +5,7 @@ scheduler does not reproduce it: it takes the logarithm of alpha = 1 - sigma, wh
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,39 @@ PredictX0 = Callable[[Tensor, float, int], Tensor]
 _HIGHEST_ORDER = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class UniPCState:
+    """The sampler after a step: steps done, the corrected x, and the newest x0 predictions, oldest first.
+
+    With them sampling goes on, bit for bit, as if it had not been stopped.
+    """
+
+    done: int
+    x: Tensor
+    predictions: tuple[Tensor, ...]
+
+
 def sample_unipc(predict_x0: PredictX0, noise: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Denoise `noise` along `sigmas` (the last one, 0, is never evaluated); returns the last x0 prediction.
+    """Denoise `noise` along `sigmas` (the last one, 0, is never evaluated); returns the last x0 prediction."""
+    *_, last = unipc_steps(predict_x0, noise, sigmas)
+    return last.predictions[-1]
+
+
+def unipc_steps(
+    predict_x0: PredictX0, noise: Tensor, sigmas: Sequence[float], after: UniPCState | None = None
+) -> Iterator[UniPCState]:
+    """Yield the state after each step, going on after `after` where it is given.
 
     `predict_x0(x, sigma, step)` is called once a step. Coefficients are computed in double precision and
     applied in the dtype of `noise`.
     """
     steps = len(sigmas) - 1
     highest = min(_HIGHEST_ORDER, steps - 1)
-    x = noise
-    predictions = [predict_x0(x, sigmas[0], 0)]
-    for step in range(1, steps):
+    if after is None:
+        after = UniPCState(done=1, x=noise, predictions=(predict_x0(noise, sigmas[0], 0),))
+        yield after
+    x, predictions = after.x, after.predictions
+    for step in range(after.done, steps):
         order = min(step, highest)
         recent = predictions[::-1][:order]
         earlier = [sigmas[step - 1 - back] for back in range(order)]
@@ -38,8 +60,8 @@ def sample_unipc(predict_x0: PredictX0, noise: Tensor, sigmas: Sequence[float]) 
         prediction = predict_x0(predictor, sigmas[step], step)
         corrector = _weighted(plan.corrector[:-1], slopes) + plan.corrector[-1] * (prediction - recent[0])
         x = base - plan.scale * corrector
-        predictions = [*predictions, prediction][-max(highest, 1) :]
-    return predictions[-1]
+        predictions = (*predictions, prediction)[-max(highest, 1) :]
+        yield UniPCState(done=step + 1, x=x, predictions=predictions)
 
 
 @dataclass(frozen=True, kw_only=True)

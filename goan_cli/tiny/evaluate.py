@@ -257,7 +257,7 @@ def _sampled_with_peft(plan: RenderPlan, conditioning: Conditioning) -> Tensor:
     """The same sampler around PEFT's own layers, its factors from the file as the pack's adapter reads them."""
     model = wrapped_with(plan.pack.transformer, plan.loras[0].use.path)
     *_, last = sample_sections(model.base_model.model, conditioning, plan.job.sections, plan.job.sampling)
-    return last.history
+    return last.progress.history
 
 
 def step_cache_figures(engine: Engine, folder: Path) -> dict[str, Any]:

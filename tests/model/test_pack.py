@@ -195,14 +195,96 @@ def test_damaged_json(pack: Path, file: str) -> None:
         find_pack(str(pack))
 
 
+def _flip(path: Path) -> None:
+    """Another last byte."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _space(path: Path) -> None:
+    """One byte more, which no reader minds."""
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
 def test_identity(pack: Path) -> None:
-    """A pack's identity is its weights and family: a renamed pack keeps it, other weights or another family do not."""
+    """A pack's identity is its parts and family: a renamed pack keeps it, other weights or another family do not."""
     before = find_pack(str(pack)).identity()
     (pack / MANIFEST).write_text(MANIFEST_TEXT.replace("golden", "renamed").replace("steps: 4", "steps: 5"))
     assert find_pack(str(pack)).identity() == before
     (pack / MANIFEST).write_text(MANIFEST_TEXT.replace("inverted", "f1"))
     family = find_pack(str(pack)).identity()
-    content = bytearray((pack / TRANSFORMER).read_bytes())
-    content[-1] ^= 1
-    (pack / TRANSFORMER).write_bytes(bytes(content))
+    _flip(pack / TRANSFORMER)
     assert len({before, family, find_pack(str(pack)).identity()}) == 3
+
+
+def test_identity_of_a_copy(pack: Path, tmp_path: Path) -> None:
+    """Wherever a pack's parts lie, and whatever their folders are called, equal files have one identity."""
+    lines = ["name: moved", "family: inverted"]
+    for number, part in enumerate(PARTS):
+        shutil.copytree(pack / part, tmp_path / "moved" / str(number))
+        lines.append(f"{part}: '{number}'")
+    (tmp_path / "moved" / MANIFEST).write_text("\n".join(lines))
+    first, second = find_pack(str(pack)), find_pack(str(tmp_path / "moved"))
+    assert first.identity() == second.identity()
+    assert all(first.identity_of(part) == second.identity_of(part) for part in PARTS)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        (TRANSFORMER, _flip),
+        ("transformer/config.json", _space),
+        ("text_encoder/model.safetensors", _flip),
+        ("text_encoder/config.json", _space),
+        ("text_encoder_2/model.safetensors", _flip),
+        ("text_encoder_2/config.json", _space),
+        ("vae/diffusion_pytorch_model.safetensors", _flip),
+        ("vae/config.json", _space),
+        ("image_encoder/model.safetensors", _flip),
+        ("image_encoder/config.json", _space),
+        ("tokenizer/tokenizer.json", _space),
+        ("tokenizer_2/vocab.json", _space),
+        ("tokenizer_2/merges.txt", _space),
+        ("feature_extractor/preprocessor_config.json", _space),
+    ],
+)
+def test_every_file_decides(pack: Path, file: str, change: Callable[[Path], None]) -> None:
+    """Another byte in any file that a render reads makes another part and another pack, and no other part."""
+    found = find_pack(str(pack))
+    before, parts = found.identity(), {part: found.identity_of(part) for part in PARTS}
+    change(pack / file)
+    again = find_pack(str(pack))
+    assert again.identity() != before
+    assert [part for part in PARTS if again.identity_of(part) != parts[part]] == [file.partition("/")[0]]
+
+
+@pytest.mark.parametrize("name", ["README.md", ".gitattributes", "preview.png"])
+def test_files_that_no_render_reads(pack: Path, name: str) -> None:
+    """A file that is neither weights nor text of a part decides nothing."""
+    found = find_pack(str(pack))
+    before = found.identity()
+    for part in PARTS:
+        (pack / part / name).write_text("x")
+    assert found.identity() == before
+
+
+def test_identity_of_a_renamed_text(pack: Path) -> None:
+    """A configuration under another name is another configuration."""
+    found = find_pack(str(pack))
+    before = found.identity_of("vae")
+    (pack / "vae" / "config.json").rename(pack / "vae" / "config_old.json")
+    assert found.identity_of("vae") != before
+
+
+def test_identity_of_a_part_that_is_one_file(pack: Path, tmp_path: Path) -> None:
+    """Weights given as one file have an identity, and its bytes decide it."""
+    manifest = tmp_path / "mine.yaml"
+    lines = [f"{part}: pack/{part}" for part in PARTS if part != "image_encoder"]
+    lines += ["image_encoder: pack/image_encoder/model.safetensors"]
+    manifest.write_text("\n".join(["name: mine", "family: inverted", *lines]) + "\n")
+    found = find_pack(str(manifest))
+    before = found.identity_of("image_encoder")
+    assert before != find_pack(str(pack)).identity_of("image_encoder")
+    _flip(found.image_encoder)
+    assert found.identity_of("image_encoder") != before

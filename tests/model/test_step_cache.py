@@ -106,3 +106,58 @@ def test_states_are_apart() -> None:
             if answer is None:
                 cache.keep(torch.tensor(residual))
     assert (still.computed, moving.computed) == ([0], [0, 1, 2])
+
+
+# Going on -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    factors=st.lists(st.floats(0.5, 2.0), min_size=1, max_size=10),
+    threshold=st.sampled_from([0.09, 0.15, 0.5, 10.0]),
+)
+def test_going_on_after_any_step(factors: list[float], threshold: float) -> None:
+    """From the state after any step, or before the first, a new cache answers as the old one would have."""
+    inputs = [torch.full((4,), float(value)) for value in np.cumprod([1.0, *factors])]
+    steps = len(inputs)
+    whole = TeaCache(threshold=threshold, steps=steps)
+    expected = _run(whole, inputs)
+    for done in range(steps + 1):
+        first, second = (TeaCache(threshold=threshold, steps=steps) for _ in range(2))
+        _run(first, inputs[:done])
+        second.resume(first.state)
+        rest = []
+        for step in range(done, steps):
+            answer = second.residual_to_reuse(inputs[step])
+            if answer is None:
+                second.keep(torch.tensor(float(step)))
+            rest.append(answer)
+        assert second.computed == whole.computed
+        assert [None if each is None else float(each) for each in rest] == [
+            None if each is None else float(each) for each in expected[done:]
+        ]
+
+
+def test_a_state_does_not_move_with_its_cache() -> None:
+    """A state that was taken stays, though the cache it came from and a cache that resumed it go on."""
+    cache, other = (TeaCache(threshold=0.09, steps=5) for _ in range(2))
+    _run(cache, [torch.ones(4)] * 2)
+    state = cache.state
+    other.resume(state)
+    for each in (cache, other):
+        assert each.residual_to_reuse(torch.full((4,), 2.0)) is None
+        each.keep(torch.tensor(9.0))
+    assert (state.computed, state.step) == ((0, 1), 2)
+    assert state.previous_input is not None
+    assert state.residual is not None
+    assert torch.equal(state.previous_input, torch.ones(4))
+    assert float(state.residual) == 1.0
+    assert cache.computed == other.computed == [0, 1, 2]
+
+
+def test_state_of_a_cache_that_has_seen_nothing() -> None:
+    """Before the first step there is no tensor to keep."""
+    state = TeaCache(threshold=0.15, steps=3).state
+    assert (state.computed, state.step, state.accumulated) == ((), 0, 0.0)
+    assert state.previous_input is None
+    assert state.residual is None

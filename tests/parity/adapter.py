@@ -84,7 +84,7 @@ def run_sections(
         step_cache=StepCache(threshold=settings.get("threshold", 0.15)) if settings.get("teacache") else None,
     )
     sections = list(sample_sections(model, conditioning, plan, sampling))
-    latents = sections[-1].history
+    latents = sections[-1].progress.history
     pixels = None
     if vae is not None:
         with torch.inference_mode():
@@ -93,7 +93,7 @@ def run_sections(
         "latents": latents,
         "sections": [section.latents for section in sections],
         "pixels": pixels,
-        "computed_steps": [list(section.computed_steps) for section in sections if section.computed_steps],
+        "computed_steps": [list(steps) for steps in sections[-1].progress.computed_steps if steps],
     }
 
 

@@ -88,9 +88,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RenderPlan]:
 
 
 def _engine(precision: Precision | None = None) -> Engine:
-    engine = Engine(device="cpu")
-    engine.precision = precision or engine.precision
-    return engine
+    return Engine(device="cpu", precision=precision)
 
 
 def _sampled(engine: Engine, plan: RenderPlan) -> Sampled:
@@ -98,8 +96,7 @@ def _sampled(engine: Engine, plan: RenderPlan) -> Sampled:
 
 
 def _weights(engine: Engine) -> dict[str, Tensor]:
-    assert engine._parts is not None
-    return parameters_of(engine._parts.transformer()[0])
+    return parameters_of(engine._parts.transformer(TINY)[0])
 
 
 def _assert_pristine(engine: Engine) -> None:
@@ -205,8 +202,7 @@ def test_the_job_after_an_unreadable_checkpoint(
         # Reads from a network disk fail after the first: the weights are now half the old recipe's.
         if next(reads) == 1:
             raise OSError("stale file handle")
-        assert engine._parts is not None
-        with engine._parts.transformer()[1].opened() as pristine:
+        with engine._parts.transformer(TINY)[1].opened() as pristine:
             return pristine(name)
 
     if failing == "restore":

@@ -82,10 +82,15 @@ def test_posterior(vae: Any, pixels: NDArray[np.uint8]) -> None:
     assert mean.dtype == logvar.dtype == torch.float32
 
 
+def _start(vae: Any, pixels: NDArray[np.uint8], seed: int) -> torch.Tensor:
+    mean, logvar = posterior(vae, pixels)
+    return start_latent(mean, logvar, scale=float(vae.config.scaling_factor), seed=seed)
+
+
 def test_start_latent_is_a_draw_from_the_posterior(vae: Any, pixels: NDArray[np.uint8]) -> None:
     """The latent is scaled mean plus deviation times standard normal noise."""
     mean, logvar = posterior(vae, pixels)
-    latent = start_latent(vae, pixels, seed=3)
+    latent = _start(vae, pixels, 3)
     assert (latent.shape, latent.dtype, latent.device.type) == (mean.shape, torch.float32, "cpu")
     noise = (latent / vae.config.scaling_factor - mean) / (0.5 * logvar).exp()
     # 384 values: the mean within 4 of its deviations of 0, the deviation near 1.
@@ -96,25 +101,25 @@ def test_start_latent_is_a_draw_from_the_posterior(vae: Any, pixels: NDArray[np.
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**63 - 1])
 def test_start_latent_is_decided_by_the_seed(vae: Any, pixels: NDArray[np.uint8], seed: int) -> None:
     """Any seed of a job gives the same latent again, and another one another latent."""
-    first = start_latent(vae, pixels, seed)
-    assert torch.equal(first, start_latent(vae, pixels, seed))
-    assert not torch.equal(first, start_latent(vae, pixels, seed ^ 5))
+    first = _start(vae, pixels, seed)
+    assert torch.equal(first, _start(vae, pixels, seed))
+    assert not torch.equal(first, _start(vae, pixels, seed ^ 5))
 
 
 def test_start_latent_and_the_global_random_state(vae: Any, pixels: NDArray[np.uint8]) -> None:
     """The draw neither depends on torch's global random state nor moves it."""
     torch.manual_seed(1)
-    first = start_latent(vae, pixels, seed=3)
+    first = _start(vae, pixels, 3)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    assert torch.equal(start_latent(vae, pixels, seed=3), first)
+    assert torch.equal(_start(vae, pixels, 3), first)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_start_latent_has_a_stream_of_its_own(vae: Any, pixels: NDArray[np.uint8]) -> None:
     """The draw is not the beginning of the section noise of the same seed, which must stay upstream's."""
     mean, logvar = posterior(vae, pixels)
-    latent = start_latent(vae, pixels, seed=3)
+    latent = _start(vae, pixels, 3)
     section_noise = torch.randn(mean.shape, generator=torch.Generator("cpu").manual_seed(3))
     from_sections = (mean + (0.5 * logvar).exp() * section_noise) * vae.config.scaling_factor
     assert not torch.allclose(latent, from_sections, rtol=0, atol=1e-3)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from goan_cli.errors import QualityFailed
 from goan_cli.jobs.job import Sampling, StepCache
 from goan_cli.jobs.sections import Family, SectionPlan, plan_sections
 from goan_cli.model.step_cache import TeaCache
 from goan_cli.model.transformer import CleanLatents, PackedTransformer, SectionContext, TextConditioning
 from goan_cli.render.conditioning import Conditioning
-from goan_cli.render.sampling import SampledSection, guided, sample_sections
+from goan_cli.render.sampling import Progress, SampledSection, Stopped, guided, sample_sections
 from goan_cli.render.schedule import noise_sigmas
 from tests.helpers import SMALL, random_transformer, relative_error
 
@@ -134,15 +136,15 @@ def test_video_so_far(model: PackedTransformer, conditioning: Conditioning, fami
     sections = _sample(model, conditioning, plan, steps=1)
     made = [section.latents for section in sections]
     assert torch.equal(
-        sections[-1].history,
+        sections[-1].progress.history,
         torch.cat((conditioning.start_latent, *(made[::-1] if family is Family.INVERTED else made)), dim=2),
     )
-    assert sections[-1].history.shape[2] == plan.latent_frames
+    assert sections[-1].progress.history.shape[2] == plan.latent_frames
     assert all(section.latents.shape == (1, 16, WINDOW, 4, 4) for section in sections)
-    assert all(section.history.dtype == torch.float32 for section in sections)
+    assert all(section.progress.history.dtype == torch.float32 for section in sections)
     assert [section.section for section in sections] == list(plan.sections)
     if family is Family.INVERTED and count > 1:
-        assert sections[0].history.shape[2] == WINDOW
+        assert sections[0].progress.history.shape[2] == WINDOW
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -203,7 +205,7 @@ def test_cached_branches_are_apart(model: PackedTransformer, conditioning: Condi
         assert of_section[0] is not of_section[1]
         # First and last step are computed in both branches, however high the threshold.
         assert [cache.computed for cache in of_section[:2]] == [[0, 3], [0, 3]]
-    assert [section.computed_steps for section in sections] == [(0, 3), (0, 3)]
+    assert [section.progress.computed_steps[-1] for section in sections] == [(0, 3), (0, 3)]
 
 
 def test_cached_negative_branch_does_not_touch_the_positive(
@@ -213,14 +215,14 @@ def test_cached_negative_branch_does_not_touch_the_positive(
     plan, cache = plan_sections(Family.INVERTED, 1, WINDOW), StepCache(threshold=10.0)
     alone = _sample(model, conditioning, plan, steps=4, step_cache=cache)
     beside = _sample(model, conditioning, plan, steps=4, step_cache=cache, true_cfg_scale=1.0 + 1e-7)
-    assert relative_error(beside[-1].history, alone[-1].history) < 1e-4
+    assert relative_error(beside[-1].progress.history, alone[-1].progress.history) < 1e-4
 
 
 def test_without_a_cache_no_steps_are_listed(model: PackedTransformer, conditioning: Conditioning) -> None:
     """Where no step cache is used every step is computed and none is listed."""
     with _recorded(model) as calls:
         sections = _sample(model, conditioning, plan_sections(Family.F1, 1, WINDOW))
-    assert sections[0].computed_steps == ()
+    assert sections[0].progress.computed_steps == ((),)
     assert all(call["cache"] is None for call in calls.forwards)
 
 
@@ -228,7 +230,7 @@ def test_true_cfg_changes_the_result(model: PackedTransformer, conditioning: Con
     """True CFG and its rescale both act."""
     plan = plan_sections(Family.INVERTED, 1, WINDOW)
     plain, scaled, rescaled = (
-        _sample(model, conditioning, plan, true_cfg_scale=scale, guidance_rescale=rescale)[-1].history
+        _sample(model, conditioning, plan, true_cfg_scale=scale, guidance_rescale=rescale)[-1].progress.history
         for scale, rescale in ((1.0, 0.0), (3.0, 0.0), (3.0, 0.7))
     )
     assert relative_error(scaled, plain) > 1e-3
@@ -251,10 +253,10 @@ def test_global_random_state_has_no_part(model: PackedTransformer, conditioning:
     """Sampling neither depends on torch's global random state nor moves it."""
     plan = plan_sections(Family.INVERTED, 2, WINDOW)
     torch.manual_seed(1)
-    first = _sample(model, conditioning, plan)[-1].history
+    first = _sample(model, conditioning, plan)[-1].progress.history
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = _sample(model, conditioning, plan)[-1].history
+    second = _sample(model, conditioning, plan)[-1].progress.history
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -272,6 +274,122 @@ def test_sampling_leaves_gradients_as_they_were(model: PackedTransformer, condit
     for _ in sample_sections(model, conditioning, plan, Sampling(steps=1, seed=1)):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
+
+
+# Stopping and going on ------------------------------------------------------------------------------------
+
+# The step cache of seven steps skips some of them, and the sum that decides is neither empty nor full in between.
+CACHE = StepCache(threshold=0.2)
+
+
+def _step_by_step(
+    model: PackedTransformer, conditioning: Conditioning, plan: SectionPlan, sampling: Sampling, told: list[int]
+) -> list[Progress]:
+    """All progress there is to go on from: stopped after every step, gone on with, to the end."""
+    seen: list[Progress] = []
+    while not seen or seen[-1].sections < len(plan.sections):
+        after = seen[-1] if seen else None
+        sections = sample_sections(
+            model, conditioning, plan, sampling, after=after, on_step=told.append, stop=lambda: True
+        )
+        try:
+            seen.append(next(sections).progress)
+        except Stopped as stopped:
+            seen.append(stopped.progress)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("family", "cache", "scale"), list(product(Family, (None, CACHE), (1.0, 2.0))), ids=lambda value: str(value)[:12]
+)
+def test_going_on_after_any_stop(
+    model: PackedTransformer, conditioning: Conditioning, family: Family, cache: StepCache | None, scale: float
+) -> None:
+    """After a stop behind any step or section, the rest is bit for bit what it is without the stop."""
+    steps = 7 if cache else 4
+    plan = plan_sections(family, 2, WINDOW)
+    sampling = Sampling(steps=steps, seed=11, true_cfg_scale=scale, step_cache=cache)
+    *_, whole = sample_sections(model, conditioning, plan, sampling)
+    if cache:
+        assert 2 < len(whole.progress.computed_steps[-1]) < steps
+    told: list[int] = []
+    *begun, last = _step_by_step(model, conditioning, plan, sampling, told)
+    # One step at a time, though the stop is always due; a section's last step is no place to stop in.
+    assert told == [*range(steps)] * 2
+    places = [(after.sections, after.within.sampler.done if after.within else 0) for after in begun]
+    assert places == [*((0, step) for step in range(1, steps)), *((1, step) for step in range(steps))]
+    _assert_same(last, whole.progress)
+    for after in begun:
+        if after.within is not None:
+            assert len(after.within.caches) == (0 if cache is None else 1 if scale == 1.0 else 2)
+        *_, section = sample_sections(model, conditioning, plan, sampling, after=after)
+        _assert_same(section.progress, whole.progress)
+
+
+def _assert_same(progress: Progress, wanted: Progress) -> None:
+    assert torch.equal(progress.history, wanted.history)
+    assert torch.equal(progress.noise_state, wanted.noise_state)
+    assert progress.computed_steps == wanted.computed_steps
+    assert progress.within is None
+
+
+def test_nothing_is_left_after_the_last_section(model: PackedTransformer, conditioning: Conditioning) -> None:
+    """Going on after the last section calls no model and yields nothing."""
+    plan, sampling = plan_sections(Family.F1, 2, WINDOW), Sampling(steps=2, seed=11)
+    *_, last = sample_sections(model, conditioning, plan, sampling)
+    with _recorded(model) as calls:
+        assert list(sample_sections(model, conditioning, plan, sampling, after=last.progress)) == []
+    assert calls.forwards == []
+
+
+def test_progress_of_a_section_does_not_move(model: PackedTransformer, conditioning: Conditioning) -> None:
+    """What was yielded after a section stays as it was while the next one is sampled."""
+    plan = plan_sections(Family.F1, 3, WINDOW)
+    kept: list[tuple[Progress, Tensor, Tensor]] = []
+    for section in sample_sections(model, conditioning, plan, Sampling(steps=2, seed=11)):
+        progress = section.progress
+        kept.append((progress, progress.history.clone(), progress.noise_state.clone()))
+    for number, (progress, history, noise_state) in enumerate(kept, start=1):
+        assert torch.equal(progress.history, history)
+        assert torch.equal(progress.noise_state, noise_state)
+        assert progress.sections == number
+
+
+# Values that are not finite -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _overflowing(model: PackedTransformer, after: int, value: float) -> Iterator[None]:
+    """The model's answers hold `value` once it has been called `after` times."""
+    calls = iter(range(10_000))
+
+    def overflow(_: object, __: object, velocity: Tensor) -> Tensor | None:
+        return None if next(calls) < after else torch.full_like(velocity, value)
+
+    hook = model.register_forward_hook(overflow)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite(model: PackedTransformer, conditioning: Conditioning, value: float) -> None:
+    """The section whose latents are not finite fails, by its number; those before it were handed out."""
+    plan, sampling = plan_sections(Family.INVERTED, 3, WINDOW), Sampling(steps=2, seed=11)
+    with _overflowing(model, after=2, value=value):
+        sections = sample_sections(model, conditioning, plan, sampling)
+        assert bool(next(sections).latents.isfinite().all())
+        with pytest.raises(QualityFailed, match=r"^section 2: .* not finite"):
+            next(sections)
+
+
+def test_latents_that_need_not_be_finite(model: PackedTransformer, conditioning: Conditioning) -> None:
+    """Where nothing asks for finite latents, all sections are sampled and say what they hold."""
+    plan, sampling = plan_sections(Family.INVERTED, 2, WINDOW), Sampling(steps=2, seed=11)
+    with _overflowing(model, after=2, value=float("nan")):
+        sections = list(sample_sections(model, conditioning, plan, sampling, must_be_finite=False))
+    assert [bool(section.latents.isfinite().all()) for section in sections] == [True, False]
 
 
 # Guidance -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from goan_cli.render.schedule import noise_sigmas
-from goan_cli.render.unipc import sample_unipc
+from goan_cli.render.unipc import UniPCState, sample_unipc, unipc_steps
 from tests.helpers import relative_error
 
 STEPS = (1, 2, 3, 4, 5, 8, 25)
@@ -174,3 +174,63 @@ def test_inputs_are_not_written_to() -> None:
     sample_unipc(predict, noise, _sigmas(6))
     assert torch.equal(noise, torch.ones(3))
     assert all(torch.equal(held, copy) for held, copy in kept)
+
+
+# Going on -------------------------------------------------------------------------------------------------
+
+
+def _same(first: UniPCState, second: UniPCState) -> bool:
+    """Whether two states are equal to the last bit."""
+    return (
+        first.done == second.done
+        and torch.equal(first.x, second.x)
+        and len(first.predictions) == len(second.predictions)
+        and all(torch.equal(one, other) for one, other in zip(first.predictions, second.predictions, strict=True))
+    )
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_going_on_after_any_step(steps: int) -> None:
+    """From the state after any step the rest is bit for bit what it is without a stop, the steps before not called."""
+    noise = torch.randn(20, generator=torch.Generator().manual_seed(2))
+    sigmas = _sigmas(steps)
+    whole = list(unipc_steps(lambda x, sigma, _: _wavy(x, sigma), noise, sigmas))
+    assert [state.done for state in whole] == list(range(1, steps + 1))
+    for after in whole:
+        calls: list[int] = []
+
+        def predict(x: Tensor, sigma: float, step: int, calls: list[int] = calls) -> Tensor:
+            calls.append(step)
+            return _wavy(x, sigma)
+
+        # The noise has no part in what is left.
+        rest = list(unipc_steps(predict, torch.full_like(noise, math.nan), sigmas, after))
+        assert calls == list(range(after.done, steps))
+        assert len(rest) == steps - after.done
+        assert all(_same(state, wanted) for state, wanted in zip(rest, whole[after.done :], strict=True))
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_state_holds_what_the_order_needs(steps: int) -> None:
+    """A state has the newest predictions, oldest first, and no more than the highest order will use."""
+    highest = max(min(3, steps - 1), 1)
+
+    def predict(x: Tensor, _: float, step: int) -> Tensor:
+        return torch.full_like(x, float(step))
+
+    for state in unipc_steps(predict, torch.zeros(2), _sigmas(steps)):
+        made = [float(prediction[0]) for prediction in state.predictions]
+        assert made == [float(step) for step in range(state.done)][-highest:]
+
+
+def test_a_step_is_taken_only_when_asked_for() -> None:
+    """Whoever stops asking has no further step computed."""
+    calls: list[int] = []
+
+    def predict(x: Tensor, _: float, step: int) -> Tensor:
+        calls.append(step)
+        return x
+
+    states = unipc_steps(predict, torch.zeros(2), _sigmas(5))
+    assert (next(states).done, next(states).done) == (1, 2)
+    assert calls == [0, 1]

@@ -1,0 +1,64 @@
+"""What a plan will make, as a digest of everything that decides it. No torch: nothing is loaded for it.
+
+Two plans with one identity make the same latents, whatever their names, folders, or paths of equal files.
+"""
+
+from dataclasses import asdict
+
+from goan_cli.errors import InvalidInput
+from goan_cli.files import digest_of, known_sha256_of
+from goan_cli.lora.report import BakeRecipe, LoraSource
+from goan_cli.lora.scale import sidecar_config
+from goan_cli.render.plan import PlannedLora, RenderPlan
+
+# Counts up when the same settings and files come to make other latents or frames.
+RENDER_VERSION = 1
+
+
+def lora_source(lora: PlannedLora) -> LoraSource:
+    """A LoRA of a plan by its content. Raises InvalidInput when the file has vanished since it was planned."""
+    use, config = lora.use, sidecar_config(lora.use.path)
+    try:
+        return LoraSource(
+            path=use.path,
+            sha256=known_sha256_of(use.path),
+            weight=use.weight,
+            include=use.include,
+            exclude=use.exclude,
+            config_sha256=known_sha256_of(config) if config else None,
+        )
+    except OSError as error:
+        raise InvalidInput(f"{use.path}: cannot be read any more: {error.strerror or error}") from error
+
+
+def bake_recipe(plan: RenderPlan) -> BakeRecipe:
+    """The weights that a plan samples with. Raises InvalidInput when a LoRA file has vanished."""
+    base = plan.pack.identity_of("transformer")
+    return BakeRecipe(base=base, loras=tuple(lora_source(lora) for lora in plan.loras))
+
+
+def latents_identity(plan: RenderPlan) -> str:
+    """What decides the final latents. Raises InvalidInput when the image or a LoRA file has vanished."""
+    job, sampling = plan.job, plan.job.sampling
+    try:
+        image = known_sha256_of(job.image)
+    except OSError as error:
+        raise InvalidInput(f"{job.image}: cannot be read any more: {error.strerror or error}") from error
+    return digest_of(
+        render=RENDER_VERSION,
+        pack=plan.pack.identity(),
+        image=image,
+        image_fit=asdict(job.image_fit),
+        prompt=job.prompt,
+        # Without true CFG nothing looks at it.
+        negative_prompt=job.negative_prompt if sampling.true_cfg_scale != 1.0 else "",
+        sections=len(job.sections.sections),
+        window=job.sections.window,
+        sampling=asdict(sampling),
+        bake=bake_recipe(plan).identity,
+    )
+
+
+def job_identity(plan: RenderPlan) -> str:
+    """What decides the video file: the latents, its rate and its quality. Raises as `latents_identity` does."""
+    return digest_of(latents=latents_identity(plan), fps=plan.job.fps, crf=plan.job.output.crf)
