@@ -1,10 +1,13 @@
 """A job with nothing left to default: what crosses from the user's words into the renderer."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from goan_cli.jobs.sections import Family, SectionPlan
 from goan_cli.jobs.sizes import Fit
+
+STATE_DIR = ".goan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,38 @@ class LoraUse:
     trusted: bool = False
 
 
+class Gate(StrEnum):
+    """What is done about a render that shows a defect."""
+
+    FAIL = "fail"
+    WARN = "warn"
+    OFF = "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gates:
+    """Which defects fail a job, which are noted, which are not looked at; see `output.quality` for the measures."""
+
+    nan: Gate = Gate.FAIL
+    black: Gate = Gate.WARN
+    frozen: Gate = Gate.WARN
+    drift: Gate = Gate.OFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A job's place in its matrix: the matrix's name, its axes with their values as text, and the place on each."""
+
+    matrix: str
+    axes: tuple[tuple[str, tuple[str, ...]], ...]
+    place: tuple[int, ...]
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The job's own value on each axis."""
+        return {key: values[at] for (key, values), at in zip(self.axes, self.place, strict=True)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """Where and how the result is written."""
@@ -78,6 +113,9 @@ class Job:
     seed_drawn: bool
     loras: tuple[LoraUse, ...]
     output: Output
+    gates: Gates = Gates()
+    retry_seeds: int = 0
+    variant: Variant | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -103,6 +141,34 @@ class Job:
     def contact_sheet(self) -> Path:
         """Where the contact sheet goes, if one is asked for."""
         return self.output.dir / f"{self.name}.sheet.png"
+
+    @property
+    def rejected(self) -> Path:
+        """Where a video goes that did not pass the job's gates, to be looked at."""
+        return self.output.dir / f"{self.name}.rejected.mp4"
+
+    @property
+    def state_dir(self) -> Path:
+        """The folder of what is not finished: locks, checkpoints, records of failures."""
+        return self.output.dir / STATE_DIR
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that renders the job."""
+        return self.state_dir / f"{self.name}.lock"
+
+    @property
+    def failure(self) -> Path:
+        """Why the job failed the last time, if it did."""
+        return self.state_dir / f"{self.name}.failed.json"
+
+    def checkpoint(self, identity: str) -> Path:
+        """How far the sampling with this identity is."""
+        return self.state_dir / f"{self.name}.{identity[:16]}.safetensors"
+
+    def preview(self, section: int) -> Path:
+        """Where the rough picture of a section goes, numbered from 1."""
+        return self.output.dir / f"{self.name}.section-{section}.png"
 
     @property
     def results(self) -> tuple[Path, ...]:

@@ -5,15 +5,18 @@ in the layer that names them, so that each is relative to the file it stands in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from goan_cli.checking import checked
+from goan_cli.checking import checked, nearest
 from goan_cli.documents import Data, Document, KeyPath, parse_document, read_document
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, Problem
+from goan_cli.jobs.expand import expanded
+from goan_cli.jobs.job import Variant
 from goan_cli.jobs.presets import read_preset
-from goan_cli.jobs.schema import BatchSpec, JobSpec, OutputSpec
+from goan_cli.jobs.schema import BatchSpec, GatesSpec, JobEntry, JobSpec, OutputSpec
 
 _RIVALS = {"seconds": "sections", "sections": "seconds"}
 
@@ -43,6 +46,12 @@ class JobRequest:
     flawed: frozenset[str]
     default_name: str  # `{seed}` in it stands for the job's seed
     default_dir: Path
+    variant: Variant | None = None
+
+    @property
+    def name(self) -> str:
+        """What the result will be called."""
+        return self.spec.name or self.default_name
 
     def problem(self, key: KeyPath, message: str, *, hint: str | None = None) -> Problem:
         """A problem at `key`, placed where that key was given, else at the job itself."""
@@ -59,22 +68,58 @@ class _Layer:
 def load_requests(files: Sequence[Path], overrides: Document | None = None) -> tuple[list[JobRequest], list[Problem]]:
     """All jobs of the files, with `overrides` (see `settings_document`) on top, and all problems of them."""
     requests: list[JobRequest] = []
-    problems: list[Problem] = []
-    for file in files:
+    found, problems = job_files(files)
+    for file in found:
         try:
             document = read_document(file)
         except InvalidJobs as error:
             problems += error.problems
         else:
-            found, wrong = _requests_of(document, overrides)
-            requests += found
+            those, wrong = _requests_of(document, overrides)
+            requests += those
             problems += wrong
     return requests, problems
 
 
+def job_files(paths: Sequence[Path]) -> tuple[list[Path], list[Problem]]:
+    """Files as they are, and of folders the YAML files in them, by name; a folder without any is a problem."""
+    files: list[Path] = []
+    problems: list[Problem] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        try:
+            inside = sorted(
+                file for file in path.iterdir() if file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
+            )
+        except OSError as error:
+            problems.append(Problem(file=path, message=f"cannot be read: {error.strerror or error}"))
+            continue
+        if not inside:
+            problems.append(Problem(file=path, message="no job files in this folder", hint="they end with .yaml"))
+        files += inside
+    return files, problems
+
+
+def selected(requests: Sequence[JobRequest], patterns: Sequence[str]) -> list[JobRequest]:
+    """The jobs whose name matches a pattern such as `night-*`. Raises InvalidInput when a pattern matches none."""
+    chosen: set[int] = set()
+    for pattern in patterns:
+        matching = {index for index, request in enumerate(requests) if fnmatchcase(request.name, pattern)}
+        if not matching:
+            raise InvalidInput(f"--jobs {pattern}: no job has such a name", hint=nearest(pattern, _names(requests)))
+        chosen |= matching
+    return [request for index, request in enumerate(requests) if index in chosen or not patterns]
+
+
+def _names(requests: Sequence[JobRequest]) -> list[str]:
+    return list(dict.fromkeys(request.name for request in requests))
+
+
 def request_from_settings(settings: Document, *, name: str) -> tuple[list[JobRequest], list[Problem]]:
     """One job given on the command line alone; paths are relative to the current folder."""
-    layer, problems = _layer(settings.data, settings, (), Path.cwd())
+    layer, problems = _layer(JobSpec, settings.data, settings, (), Path.cwd())
     request, more = _merged([layer], default_name=name, base=Path.cwd())
     return [request], problems + more
 
@@ -105,7 +150,7 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
     problems: list[Problem] = []
     top = _Layer(spec=JobSpec(), origin=Origin(document=document, path=()))
     if overrides is not None:
-        top, problems = _layer(overrides.data, overrides, (), Path.cwd())
+        top, problems = _layer(JobSpec, overrides.data, overrides, (), Path.cwd())
 
     if isinstance(document.data, dict) and "jobs" in document.data:
         batch = checked(BatchSpec, document.data, document)
@@ -113,30 +158,36 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
         if batch.model is None:
             return [], problems
         entries: list[tuple[Data, KeyPath]] = [(job, ("jobs", index)) for index, job in enumerate(batch.model.jobs)]
-        defaults, wrong = _layer(batch.model.defaults or {}, document, ("defaults",), base)
+        defaults, wrong = _layer(JobSpec, batch.model.defaults or {}, document, ("defaults",), base)
         problems += wrong
+        below = batch.model.defaults or {}
     else:
         data = document.data
         if isinstance(data, dict) and "version" in data:
             problems += checked(BatchSpec, {"version": data["version"], "jobs": [0]}, document).problems
             data = {key: value for key, value in data.items() if key != "version"}
-        entries = [(data, ())]
+        entries, below = [(data, ())], {}
         defaults = _Layer(spec=JobSpec(), origin=Origin(document=document, path=()))
 
     requests = []
     digits = len(str(len(entries)))
     for number, (data, path) in enumerate(entries, start=1):
-        job, wrong = _layer(data, document, path, base)
-        problems += wrong
         name = file.stem if len(entries) == 1 and not path else f"{file.stem}-{number:0{digits}d}"
-        request, wrong = _merged([defaults, job, top], default_name=name, base=base)
-        requests.append(request)
+        jobs, wrong = expanded(data, document, path, defaults=below, default_name=name, base=base)
         problems += wrong
+        for each in jobs:
+            job, wrong = _layer(JobEntry, each.data, each.document, path, base)
+            problems += wrong
+            request, wrong = _merged([defaults, job, top], default_name=each.default_name, base=base)
+            requests.append(replace(request, variant=each.variant))
+            problems += wrong
     return requests, problems
 
 
-def _layer(data: Data, document: Document, path: KeyPath, base: Path) -> tuple[_Layer, list[Problem]]:
-    result = checked(JobSpec, data, document, at=path)
+def _layer(
+    model: type[JobSpec], data: Data, document: Document, path: KeyPath, base: Path
+) -> tuple[_Layer, list[Problem]]:
+    result = checked(model, data, document, at=path)
     spec, problems = result.model or JobSpec(), list(result.problems)
     if spec.seconds is not None and spec.sections is not None:
         problems.append(document.problem((*path, "sections"), "given beside seconds; a video has one length"))
@@ -195,7 +246,7 @@ def _merged(layers: Sequence[_Layer], *, default_name: str, base: Path) -> tuple
                 continue
             if key in _RIVALS:
                 values.pop(_RIVALS[key], None)
-            if isinstance(value, OutputSpec) and isinstance(below := values.get(key), OutputSpec):
+            if isinstance(value, OutputSpec | GatesSpec) and (below := values.get(key)) is not None:
                 value = below.model_copy(update={name: getattr(value, name) for name in value.model_fields_set})
             values[key] = value
             origins[key] = layer.origin
@@ -219,7 +270,7 @@ def _preset_layer(naming: _Layer, base: Path) -> tuple[_Layer, list[Problem]]:
     except GoanError as error:
         return empty, [naming.origin.problem(("preset",), error.message, hint=error.hint)]
     folder = document.file.parent if document.file else base
-    layer, problems = _layer(document.data, document, (), folder)
+    layer, problems = _layer(JobSpec, document.data, document, (), folder)
     if layer.spec.preset is not None:
         problems.append(document.problem(("preset",), "a preset cannot name another"))
     return layer, problems

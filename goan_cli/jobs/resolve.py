@@ -5,7 +5,7 @@ from pathlib import Path
 
 from goan_cli.errors import InvalidInput, Problem
 from goan_cli.jobs.images import image_size
-from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, Output, Sampling, StepCache
+from goan_cli.jobs.job import Gate, Gates, Job, LoraUse, ModelDefaults, Output, Sampling, StepCache
 from goan_cli.jobs.load import JobRequest
 from goan_cli.jobs.schema import NAME_RULE, JobSpec, LoraSpec, is_name
 from goan_cli.jobs.sections import SectionPlan, plan_sections, section_count
@@ -70,6 +70,9 @@ def resolve_job(
             contact_sheet=bool(output and output.contact_sheet),
             crf=(output.crf if output else None) or DEFAULT_CRF,
         ),
+        gates=_gates(spec),
+        retry_seeds=spec.retry_seeds or 0,
+        variant=request.variant,
     )
     return job, []
 
@@ -119,6 +122,11 @@ def _sampling(spec: JobSpec, defaults: ModelDefaults) -> Sampling:
         shift=None if spec.shift is None else float(spec.shift),
         step_cache=StepCache(threshold=float(cache.threshold)) if cache and cache.kind == "teacache" else None,
     )
+
+
+def _gates(spec: JobSpec) -> Gates:
+    asked = spec.gates.model_dump(exclude_none=True) if spec.gates else {}
+    return Gates(**{defect: Gate(word) for defect, word in asked.items()})
 
 
 def _given(value: float | None, default: float) -> float:

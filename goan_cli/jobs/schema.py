@@ -136,6 +136,18 @@ class OutputSpec(_Layer):
     crf: StrictInt | None = Field(None, ge=1, le=51, description="x264 quality, lower is better (default 16).")
 
 
+GateWord = Literal["fail", "warn", "off"]
+
+
+class GatesSpec(_Layer):
+    """What is done about defects of the result: fail the job, note them, or do not look."""
+
+    nan: GateWord | None = Field(None, description="Latents or pixels that are no numbers (default fail).")
+    black: GateWord | None = Field(None, description="Frames that are nearly black, or of one colour (default warn).")
+    frozen: GateWord | None = Field(None, description="A stretch without motion (default warn).")
+    drift: GateWord | None = Field(None, description="Brightness or saturation that wander (default off).")
+
+
 class JobSpec(_Layer):
     """The keys of one job. A key left out comes from `defaults`, then the preset, then the model pack."""
 
@@ -179,6 +191,29 @@ class JobSpec(_Layer):
         None, max_length=32, description="LoRAs baked into the weights for this job."
     )
     output: OutputSpec | None = Field(None, description="Where and how results are written.")
+    gates: GatesSpec | None = Field(None, description="What is done about defects of the result.")
+    retry_seeds: StrictInt | None = Field(
+        None, ge=0, le=100, description="Further seeds to try when a gate fails the job (default 0)."
+    )
+
+
+class JobEntry(JobSpec):
+    """A job of a file, which may stand for several; see `jobs.expand`."""
+
+    images: Any = Field(
+        None,
+        description="A pattern such as stills/*.png, or a list of them: one job an image.",
+        json_schema_extra={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    )
+    matrix: Any = Field(
+        None,
+        description="Lists of values by key, such as seed or loras.0.weight: one job for each combination.",
+        json_schema_extra={
+            "type": "object",
+            "properties": {"max": {"type": "integer", "minimum": 1, "default": 256}},
+            "additionalProperties": {"type": "array", "minItems": 1},
+        },
+    )
 
 
 class BatchSpec(_Layer):
@@ -189,14 +224,14 @@ class BatchSpec(_Layer):
     jobs: list[Any] = Field(min_length=1, description="The jobs.")
 
 
-class _SingleJobFile(JobSpec):
+class _SingleJobFile(JobEntry):
     version: SchemaVersion = 1
 
 
 class _BatchFile(_Layer):
     version: SchemaVersion = 1
     defaults: JobSpec | None = None
-    jobs: list[JobSpec] = Field(min_length=1)
+    jobs: list[JobEntry] = Field(min_length=1)
 
 
 def json_schema() -> dict[str, Any]:
@@ -207,7 +242,7 @@ def json_schema() -> dict[str, Any]:
     # A LoRA may be a bare path; the models see that only before validation.
     lora = {"anyOf": [{"$ref": "#/$defs/LoraSpec"}, {"type": "string"}]}
     cache = {"enum": ["off", "teacache"]}
-    for properties in (single["properties"], definitions["JobSpec"]["properties"]):
+    for properties in (single["properties"], *(definitions[name]["properties"] for name in ("JobSpec", "JobEntry"))):
         properties["loras"]["anyOf"][0]["items"] = lora
         properties["step_cache"]["anyOf"].insert(0, cache)
     schema = {
