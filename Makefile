@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo smoke test check format tiny tiny-eval picture bench-lora clean
+.PHONY: help install demo smoke test check format tiny tiny-eval picture bench-lora bench-batch clean
 help:
 	@echo "make demo    install, render the quick start, and say where the video is"
 	@echo "make test    install, and run the whole default test suite"
@@ -14,6 +14,7 @@ help:
 	@echo "make tiny    train the embedded tiny packs from nothing (about two hours on two cores), resumable"
 	@echo "make tiny-eval  measure what the tiny packs can do, and write goan_cli/tiny/pack/README.md"
 	@echo "make bench-lora  speed of the bake, against diffusers and the machine's limits"
+	@echo "make bench-batch what a batch costs besides encoding, sampling and decoding"
 	@echo "make picture README's pictures anew"
 
 install: $(INSTALLED)
@@ -56,6 +57,9 @@ smoke: $(INSTALLED)
 
 bench-lora: $(INSTALLED)
 	$(BIN)/python -m tests.bench.lora
+
+bench-batch: $(INSTALLED)
+	$(BIN)/python -m tests.bench.batch
 
 picture: $(INSTALLED)
 	$(BIN)/python tests/readme_picture.py examples/terminal.svg examples/quickstart.png

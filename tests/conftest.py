@@ -32,6 +32,14 @@ WIDTH = TINY_CONFIG.width
 MINIMAL: Mapping[str, Any] = {"image": "start.png", "prompt": "a ball", "sections": 1}
 
 
+@pytest.fixture(autouse=True)
+def embedding_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of embeddings of the test's own."""
+    cache = tmp_path_factory.mktemp("embeddings")
+    monkeypatch.setenv("GOAN_CACHE", str(cache))
+    return cache
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, holding a start image and a LoRA for the tiny model."""

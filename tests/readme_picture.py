@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from goan_cli.batch.run import render_jobs
+from goan_cli.batch.standing import Standing, State
+from goan_cli.batch.survey import RunSettings
 from goan_cli.cli.console import RunConsole
 from goan_cli.cli.plan_table import show_plan
 from goan_cli.jobs.load import load_requests
@@ -24,12 +26,11 @@ def main(picture: Path, frames: Path) -> None:
         plans = plan_renders(requests, problems, out=Path(folder))
         console.print(Text("$ goan plan examples/quickstart.yaml", style="bold green"))
         for plan in plans:
-            show_plan(console, plan)
+            show_plan(console, Standing(plan=plan, state=State.NEW))
         console.print()
         console.print(Text("$ goan render examples/quickstart.yaml", style="bold green"))
         listener = RunConsole(console)  # not entered: live progress has no place in a still picture
-        listener.announce(plans)
-        render_jobs(plans, device="cpu", listener=listener)
+        render_jobs(plans, RunSettings(device="cpu"), listener=listener)
         copyfile(plans[0].job.contact_sheet, frames)
         svg = console.export_svg(title="goan").replace(f"{Path.cwd()}/", "").replace(f"{folder}/", "renders/")
     picture.write_text(svg, encoding="utf-8")

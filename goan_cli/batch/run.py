@@ -1,104 +1,181 @@
-"""Render planned jobs one after another; one job's failure never stops the others."""
+"""Render planned jobs: what is left of each, grouped by bake; one job's failure never stops the others."""
 
 import logging
-import os
-import platform
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
-from goan_cli.errors import EnvironmentFault, GoanError
-from goan_cli.files import replaced_when_complete, sha256_of
-from goan_cli.jobs.job import Job
-from goan_cli.lora.report import BakeReport
-from goan_cli.output.pictures import Frame, keeping, sheet_frames, write_contact_sheet, write_latents, write_preview
-from goan_cli.output.sidecar import PackRecord, RenderRecord, sidecar, write_sidecar
-from goan_cli.output.video import ffmpeg_version, write_video
-from goan_cli.render.engine import Engine, Sampled
-from goan_cli.render.events import Event, Listener, Note, SectionFinished, Stage, ignore
+from goan_cli.batch.job import render_job
+from goan_cli.batch.leftovers import remember_failure
+from goan_cli.batch.lock import held
+from goan_cli.batch.matrix import complete_matrix, matrix_of
+from goan_cli.batch.outcome import End, JobStarted, Outcome, RunFinished, RunListener, RunStarted, ignore_run
+from goan_cli.batch.schedule import scheduled
+from goan_cli.batch.standing import Standing, standing_of
+from goan_cli.batch.survey import RunSettings, nothing_to_do, survey
+from goan_cli.errors import GoanError, Interrupted
+from goan_cli.output.video import ffmpeg_version
+from goan_cli.render.cache import EmbeddingCache
+from goan_cli.render.engine import Engine
+from goan_cli.render.events import Event, Note, SectionFinished, Stage
 from goan_cli.render.lora_files import refuse_broken_values, refuse_misfits
 from goan_cli.render.plan import RenderPlan
 
 log = logging.getLogger(__name__)
 
-_RECORDED = ("goan-cli", "torch", "diffusers", "transformers", "safetensors")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderResult:
-    """A finished job: its files, length, and seconds per sampler step."""
-
-    job: Job
-    video: Path
-    sidecar: Path
-    frames: int
-    seconds: float
-    seconds_per_step: float
-    bake: BakeReport | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobStarted:
-    """A job of a run begins; numbers from 1."""
-
-    plan: RenderPlan
-    number: int
-    total: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a job of a run ended: with a result, or with an error."""
-
-    plan: RenderPlan
-    result: RenderResult | None
-    error: Exception | None
-
-
-RunEvent = Event | JobStarted | Outcome
-RunListener = Callable[[RunEvent], None]
-
-
-def ignore_run(_: RunEvent) -> None:
-    """The listener for those who do not care."""
-
 
 def render_jobs(
     plans: Sequence[RenderPlan],
+    settings: RunSettings | None = None,
     *,
-    device: str = "auto",
     listener: RunListener = ignore_run,
-    previews: bool = False,
 ) -> list[Outcome]:
-    """Render all plans with one engine, telling `listener`; every job has an outcome.
+    """Render what is not up to date with one engine, telling `listener`; every job has an outcome, in its place.
 
-    Raises EnvironmentFault where the device or ffmpeg is missing, and InvalidInput or
+    All prompts and images are encoded first, then jobs are sampled grouped by bake recipe, each decoded as soon
+    as its latents are on disk. Raises EnvironmentFault where the device or ffmpeg is missing, and InvalidInput or
     InvalidJobs for a transformer that does not fit its configuration and for LoRA files with NaN in them.
     """
-    ffmpeg_version()  # found missing now, or after hours of rendering
-    engine = Engine(device=device, previews=previews)
-    refuse_misfits(plans)
-    refuse_broken_values(plans)
-    outcomes = []
-    for number, plan in enumerate(plans, start=1):
-        listener(JobStarted(plan=plan, number=number, total=len(plans)))
+    return _Run(plans, settings or RunSettings(), listener).render()
+
+
+class _Run:
+    """One run: its engine, and the outcomes so far by place."""
+
+    def __init__(self, plans: Sequence[RenderPlan], settings: RunSettings, listener: RunListener) -> None:
+        ffmpeg_version()  # found missing now, or after hours of rendering
+        self.asked = tuple(plans)
+        self.plans = list(plans)  # under the names and seeds that they settle on
+        self.settings = settings
+        self.listener = listener
+        self.engine = Engine(device=settings.device, previews=settings.previews, cache=settings.cache)
+        self.outcomes: dict[int, Outcome] = {}
+        self.spent: dict[int, Mapping[Stage, float]] = {}
+        self.paces: dict[object, float] = {}  # seconds of a section, by what decides them
+
+    def render(self) -> list[Outcome]:
+        started = time.perf_counter()
+        surveyed = survey(self.asked, self.settings)
+        for place, standing in surveyed.todo.items():
+            self.plans[place] = standing.plan
+        places = list(surveyed.todo)
+        order = scheduled([self.plans[place] for place in places], self.settings.order)
+        todo = [places[index] for index in order]
+        refuse_misfits([self.plans[place] for place in todo])
+        refuse_broken_values([self.plans[place] for place in todo])
+        self.listener(RunStarted(standings=tuple(surveyed.todo[place] for place in todo)))
+        for place, outcome in surveyed.finished.items():
+            self._end(place, outcome)
+        self._encode([place for place in todo if surveyed.todo[place].share < 1])
+        for number, place in enumerate(todo, start=1):
+            if place in self.outcomes:  # its image could not be encoded
+                continue
+            if self.settings.stop.due:
+                self._end(place, Outcome(plan=self.plans[place], end=End.STOPPED, reason=self._not_begun()))
+                continue
+            self.listener(JobStarted(plan=self.plans[place], number=number, total=len(todo)))
+            self._end(place, self._attempted(place, self._job))
+        outcomes = [self.outcomes[place] for place in range(len(self.plans))]
+        self.listener(RunFinished(outcomes=tuple(outcomes), seconds=time.perf_counter() - started))
+        return outcomes
+
+    def _standing(self, place: int) -> Standing:
+        settings, videos = self.settings, {plan.job.video for plan in self.asked}
+        return standing_of(self.asked[place], settings.on_exists, force=settings.force, names=videos)
+
+    def _encode(self, places: Sequence[int]) -> None:
+        """Encode what jobs are conditioned on, so that the text encoders can go before the transformer comes."""
+        if self.settings.cache is None:
+            return
+        EmbeddingCache(self.settings.cache).prune()
+        own = self.engine.listener
+        self.engine.listener = self._hear_stages
+        for place in places:
+            if self.settings.stop.due:
+                break
+            self.engine.begin()
+            outcome = self._attempted(place, self._encoded)
+            if outcome.end is not End.DONE:
+                self._end(place, outcome)
+            self.spent[place] = dict(self.engine.timings)
+        self.engine.listener = own
+        self.engine.forget_text_encoders()
+
+    def _hear_stages(self, event: Event) -> None:
+        """Notes are the jobs' own: each hears of its cut-off words when it takes them from the cache."""
+        if not isinstance(event, Note):
+            self.listener(event)
+
+    def _encoded(self, place: int) -> Outcome:
+        self.engine.encode(self.plans[place])
+        return Outcome(plan=self.plans[place], end=End.DONE)
+
+    def _job(self, place: int) -> Outcome:
+        """Render one job, if no other run has it or has done it meanwhile."""
+        stop, plan, wait = self.settings.stop, self.plans[place], False
+        while True:
+            with held(plan.job.lock, wait=wait, stop=stop) as is_ours:
+                if not is_ours and not self.settings.wait:
+                    return Outcome(plan=plan, end=End.BUSY, reason="another run is rendering it")
+                if not is_ours:
+                    wait = True
+                    self.listener(Note(text="another run is rendering it: waiting"))
+                    continue
+                standing = self._standing(place)
+                if standing.plan.job.name == plan.job.name:
+                    self.plans[place] = standing.plan
+                    return nothing_to_do(standing) or self._rendered(place)
+            # Another run has taken the name since: go on under the next one, with its lock.
+            plan = self.plans[place] = standing.plan
+
+    def _rendered(self, place: int) -> Outcome:
+        plan, stop = self.plans[place], self.settings.stop
+        if not stop.fits(self.paces.get(_pace_key(plan), 0.0)):
+            return Outcome(plan=plan, end=End.STOPPED, reason=f"no section would end before {stop.reason}")
+
+        def hear(event: Event) -> None:
+            if isinstance(event, SectionFinished):
+                self.paces[_pace_key(plan)] = event.seconds
+            self.listener(event)
+
+        result = render_job(self.engine, plan, stop=stop, spent=self.spent.get(place), listener=hear)
+        return Outcome(plan=plan, end=End.DONE, result=result)
+
+    def _attempted(self, place: int, work: Callable[[int], Outcome]) -> Outcome:
+        """The outcome of some work on a job, whatever happens in it."""
         try:
-            outcome = Outcome(plan=plan, result=render_job(engine, plan, listener=listener), error=None)
-        except GoanError as error:
-            outcome = Outcome(plan=plan, result=None, error=error)
+            return work(place)
+        except Interrupted as error:
+            why = self.settings.stop.reason
+            reason = error.message if why in error.message else f"{error.message}: {why}"
+            return Outcome(plan=self.plans[place], end=End.STOPPED, reason=reason)
         except Exception as error:  # the next job may well succeed, so even our own mistakes stay in their job
-            log.exception("%s: unexpected failure", plan.job.name)
-            outcome = Outcome(plan=plan, result=None, error=error)
-        if outcome.error is not None:
+            plan = self.plans[place]
+            if not isinstance(error, GoanError):
+                log.exception("%s: unexpected failure", plan.job.name)
             # Its traceback holds the tensors of the failed job; the next one needs their memory.
-            _forget_frames(outcome.error)
-            engine.free_memory()
-        listener(outcome)
-        outcomes.append(outcome)
-    return outcomes
+            _forget_frames(error)
+            self.engine.free_memory()
+            return Outcome(plan=plan, end=End.FAILED, error=error)
+
+    def _end(self, place: int, outcome: Outcome) -> None:
+        self.outcomes[place] = outcome
+        if outcome.error is not None:
+            remember_failure(outcome.plan.job, outcome.error)
+        self.listener(outcome)
+        for note in complete_matrix(matrix_of(outcome.plan), self.asked, self.outcomes):
+            self.listener(note)
+
+    def _not_begun(self) -> str:
+        return f"not begun: {self.settings.stop.reason}"
+
+
+def _pace_key(plan: RenderPlan) -> object:
+    """What the time of a section depends on, besides the machine."""
+    job = plan.job
+    cache = job.sampling.step_cache
+    guided = job.sampling.true_cfg_scale != 1.0
+    return plan.pack.transformer, job.size, job.sections.window, job.sampling.steps, guided, cache
 
 
 def _forget_frames(error: BaseException) -> None:
@@ -107,104 +184,3 @@ def _forget_frames(error: BaseException) -> None:
     while seen is not None:
         traceback.clear_frames(seen.__traceback__)
         seen = seen.__cause__ or seen.__context__
-
-
-def render_job(engine: Engine, plan: RenderPlan, *, listener: Listener = ignore) -> RenderResult:
-    """Render one job: video, kept latents, and the sidecar last, each renamed into place when complete.
-
-    Events go to `listener`, and to the engine's own.
-    """
-    own = engine.listener
-    notes = list(plan.notes)
-
-    def tell(event: Event) -> None:
-        if isinstance(event, Note) and event.text not in plan.notes:
-            notes.append(event.text)
-        if isinstance(event, SectionFinished) and event.preview is not None:
-            write_preview(plan.job.output.dir / f"{plan.job.name}.section-{event.section}.png", event.preview)
-        own(event)
-        listener(event)
-
-    engine.listener = tell
-    try:
-        return _render(engine, plan, notes)
-    finally:
-        engine.listener = own
-
-
-def _render(engine: Engine, plan: RenderPlan, notes: list[str]) -> RenderResult:
-    job = plan.job
-    started = time.perf_counter()
-    _ensure_writable(job.output.dir)
-    for note in plan.notes:
-        engine.listener(Note(text=note))
-    engine.begin()
-    image_sha256 = sha256_of(job.image)  # before it is read: afterwards it may be another
-    sampled = engine.sample(plan, engine.conditioning_for(plan))
-    # Before the decode, which may fail, so that hours of sampling are not lost; but never over an earlier result's.
-    early = job.output.keep_latents and not job.sidecar.exists()
-    if early:
-        write_latents(job.latents, sampled.latents.numpy())
-    shown: dict[int, Frame] = {}
-    with replaced_when_complete(job.video) as temporary:
-        wanted = sheet_frames(job.sections.frames) if job.output.contact_sheet else ()
-        frames = keeping(engine.frames(plan, sampled.latents), wanted, shown)
-        video = write_video(temporary, frames, size=job.size, fps=job.fps, crf=job.output.crf)
-        video_sha256 = sha256_of(temporary)
-        if job.output.keep_latents and not early:
-            write_latents(job.latents, sampled.latents.numpy())
-        # From here to the end the job is not complete, and nothing may say so.
-        job.sidecar.unlink(missing_ok=True)
-    if shown:
-        write_contact_sheet(job.contact_sheet, list(shown.values()), [f"{n / job.fps:.1f} s" for n in shown])
-    record = _record(engine, plan, sampled, image_sha256, notes)
-    write_sidecar(job.sidecar, sidecar(job, record, video, video_sha256))
-    return RenderResult(
-        job=job,
-        video=job.video,
-        sidecar=job.sidecar,
-        frames=video.frames,
-        seconds=time.perf_counter() - started,
-        seconds_per_step=record.seconds_per_step,
-        bake=sampled.bake,
-    )
-
-
-def _record(
-    engine: Engine, plan: RenderPlan, sampled: Sampled, image_sha256: str, notes: Sequence[str]
-) -> RenderRecord:
-    job, pack = plan.job, plan.pack
-    steps = job.sampling.steps * len(job.sections.sections)
-    return RenderRecord(
-        pack=PackRecord(name=pack.name, family=pack.family, manifest=pack.manifest, identity=pack.identity()),
-        image_sha256=image_sha256,
-        bake=asdict(sampled.bake) if sampled.bake else None,
-        computed_steps=[computed for computed in sampled.computed_steps if computed],
-        timings={str(stage): seconds for stage, seconds in engine.timings.items()},
-        seconds_per_step=engine.timings.get(Stage.SAMPLE, 0.0) / steps,
-        device=engine.device_name,
-        dtype=str(engine.precision.transformer).removeprefix("torch."),
-        versions=versions(),
-        notes=notes,
-    )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what makes a render what it is."""
-    found = {"python": platform.python_version(), "ffmpeg": ffmpeg_version()}
-    for name in _RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _ensure_writable(folder: Path) -> None:
-    """Fail before hours of rendering, not after. Raises EnvironmentFault."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(f"{folder}: cannot be made: {error.strerror or error}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise EnvironmentFault(f"{folder}: cannot be written to")

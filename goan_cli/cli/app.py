@@ -13,8 +13,10 @@ from goan_cli.cli.lora import lora
 from goan_cli.cli.plan import plan
 from goan_cli.cli.presets import presets
 from goan_cli.cli.render import render
+from goan_cli.cli.replay import replay
 from goan_cli.cli.schema import schema
 from goan_cli.cli.smoke import smoke
+from goan_cli.cli.status import status
 from goan_cli.errors import GoanError, InvalidJobs
 
 app = typer.Typer(
@@ -22,10 +24,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 some jobs failed, 2 invalid input, 3 the environment lacks something.",
+    epilog="Exit codes: 0 done, 1 some jobs failed, 2 invalid input, 3 the environment lacks something, "
+    "75 interrupted: run again to go on.",
 )
 app.command()(render)
 app.command()(plan)
+app.command()(status)
+app.command()(replay)
 app.command()(presets)
 app.command()(schema)
 app.command()(doctor)

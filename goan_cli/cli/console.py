@@ -1,6 +1,5 @@
 """What a run looks like: live progress on a terminal, plain lines elsewhere."""
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -9,12 +8,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from goan_cli.batch.run import JobStarted, Outcome, RunEvent
+from goan_cli.batch.outcome import End, JobStarted, Outcome, RunEvent, RunFinished, RunStarted
+from goan_cli.batch.standing import State
 from goan_cli.cli.terminal import make_console
 from goan_cli.errors import GoanError
 from goan_cli.lora.report import BakeReport
 from goan_cli.render.events import Baked, Note, SectionFinished, StageStarted, StepFinished
-from goan_cli.render.plan import RenderPlan
+
+_COLOURS = {
+    End.DONE: "green",
+    End.UP_TO_DATE: "green",
+    End.SKIPPED: "yellow",
+    End.STOPPED: "yellow",
+    End.BUSY: "yellow",
+    End.FAILED: "red",
+}
 
 
 class RunConsole:
@@ -46,21 +54,13 @@ class RunConsole:
     ) -> None:
         self.progress.stop()
 
-    def announce(self, plans: Sequence[RenderPlan]) -> None:
-        """Say what will run."""
-        for plan in plans:
-            job, count = plan.job, len(plan.job.sections.sections)
-            plural = "" if len(plan.loras) == 1 else "s"
-            loras = f", {len(plan.loras)} LoRA{plural}" if plan.loras else ""
-            self._line(
-                f"[bold]{escape(job.name)}[/bold]: {escape(plan.pack.name)}, {job.size[0]}x{job.size[1]}, "
-                f"{job.sections.frames} frames ({job.sections.frames / job.fps:.2f} s), "
-                f"{count} x {job.sampling.steps} steps, seed {job.sampling.seed}{loras}"
-            )
-
     def __call__(self, event: RunEvent) -> None:
         """Show one event."""
         match event:
+            case RunStarted():
+                self._announce(event)
+            case RunFinished():
+                self._summarise(event)
             case JobStarted():
                 self._job_started(event)
             case StageStarted():
@@ -68,7 +68,8 @@ class RunConsole:
             case StepFinished():
                 self._update(stage=f"section {event.section}/{event.sections}", pace=f"{event.seconds:.2f} s/step")
                 if self._task is not None:
-                    self.progress.advance(self._task)
+                    done = (event.section - 1) * event.steps + event.step  # a job may begin in its middle
+                    self.progress.update(self._task, completed=done)
             case SectionFinished():
                 skipped = "" if event.preview is None else ", preview written"
                 self._line(
@@ -84,25 +85,37 @@ class RunConsole:
             case _:
                 pass
 
-    def interrupted(self) -> None:
-        """Say that the run was stopped by hand."""
-        self._line("[red]interrupted[/red]: no half-written video or sidecar is left")
+    def _announce(self, event: RunStarted) -> None:
+        """Say what will run."""
+        for standing in event.standings:
+            job, plan = standing.plan.job, standing.plan
+            count = len(job.sections.sections)
+            plural = "" if len(plan.loras) == 1 else "s"
+            loras = f", {len(plan.loras)} LoRA{plural}" if plan.loras else ""
+            begun = f", {standing.share:.0%} done" if standing.state is State.PARTIAL else ""
+            why = f" ({standing.reason})" if standing.reason else ""
+            self._line(
+                f"[bold]{escape(job.name)}[/bold]: {escape(plan.pack.name)}, {job.size[0]}x{job.size[1]}, "
+                f"{job.sections.frames} frames ({job.sections.frames / job.fps:.2f} s), "
+                f"{count} x {job.sampling.steps} steps, seed {job.sampling.seed}{loras}{begun}{escape(why)}"
+            )
 
-    def summarise(self, outcomes: Sequence[Outcome]) -> None:
-        """A final table when there was more than one job."""
-        if len(outcomes) < 2:
-            return
-        table = Table(show_edge=False)
-        for column in ("job", "", "frames", "s/step", "seconds", "where or why"):
-            table.add_column(column, overflow="fold")
-        for outcome in outcomes:
-            name, result = escape(outcome.plan.job.name), outcome.result
-            if result is None:
-                table.add_row(name, "[red]failed[/red]", "", "", "", escape(str(outcome.error)))
-            else:
-                pace, seconds = f"{result.seconds_per_step:.3f}", f"{result.seconds:.1f}"
-                table.add_row(name, "[green]done[/green]", str(result.frames), pace, seconds, escape(str(result.video)))
-        self.console.print(table)
+    def _summarise(self, event: RunFinished) -> None:
+        """A final table when there was more than one job, and what to do about jobs that are not finished."""
+        outcomes = event.outcomes
+        if len(outcomes) > 1:
+            table = Table(show_edge=False)
+            for column in ("job", "", "frames", "s/step", "seconds", "where or why"):
+                table.add_column(column, overflow="fold")
+            for outcome in outcomes:
+                table.add_row(*_summary_row(outcome))
+            self.console.print(table)
+        stopped = [outcome.plan.job for outcome in outcomes if outcome.end is End.STOPPED]
+        if stopped:
+            # A job that has its name from a seed that it drew would draw another one.
+            job = stopped[0]
+            seed = f" with --seed {job.sampling.seed}" if job.seed_drawn and str(job.sampling.seed) in job.name else ""
+            self._line(f"[yellow]stopped[/yellow]: run the same command again{seed} to go on")
 
     def _job_started(self, event: JobStarted) -> None:
         job = event.plan.job
@@ -129,16 +142,16 @@ class RunConsole:
         if self._task is not None:
             self.progress.remove_task(self._task)
             self._task = None
-        result = outcome.result
-        if result is None:
-            name = escape(outcome.plan.job.name)
-            kind = "" if not isinstance(outcome.error, Exception) else _unexpected(outcome.error)
-            self._line(f"  [red]failed[/red] {name}: {kind}{escape(str(outcome.error))}")
-            return
-        self._line(
-            f"  [green]done[/green] {escape(str(result.video))}: {result.frames} frames, "
-            f"{result.seconds_per_step:.2f} s/step, {result.seconds:.1f} s in all"
-        )
+        result, name = outcome.result, escape(outcome.plan.job.name)
+        if result is not None:
+            self._line(
+                f"  [green]done[/green] {escape(str(result.video))}: {result.frames} frames, "
+                f"{result.seconds_per_step:.2f} s/step, {result.seconds:.1f} s in all"
+            )
+        elif outcome.error is not None:
+            self._line(f"  [red]failed[/red] {name}: {_unexpected(outcome.error)}{escape(str(outcome.error))}")
+        else:
+            self._line(f"  [{_COLOURS[outcome.end]}]{outcome.end}[/] {name}: {escape(outcome.reason)}")
 
     def _update(self, **fields: str) -> None:
         if self._task is not None:
@@ -146,6 +159,16 @@ class RunConsole:
 
     def _line(self, markup: str) -> None:
         self.console.print(markup, soft_wrap=True)
+
+
+def _summary_row(outcome: Outcome) -> tuple[str, ...]:
+    name, result = escape(outcome.plan.job.name), outcome.result
+    end = f"[{_COLOURS[outcome.end]}]{outcome.end}[/]"
+    if result is None:
+        return name, end, "", "", "", escape(str(outcome.error or outcome.reason))
+    seen = "".join(f" ({finding.defect}: {finding.seen})" for finding in result.findings)
+    pace, where = f"{result.seconds_per_step:.3f}", escape(f"{result.video}{seen}")
+    return name, end, str(result.frames), pace, f"{result.seconds:.1f}", where
 
 
 def _unexpected(error: Exception) -> str:

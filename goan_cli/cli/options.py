@@ -12,7 +12,10 @@ from goan_cli.errors import InvalidInput
 if TYPE_CHECKING:
     from goan_cli.render.plan import RenderPlan
 
-Files = Annotated[list[Path] | None, typer.Argument(help="Job files (YAML).", show_default=False)]
+Files = Annotated[list[Path] | None, typer.Argument(help="Job files (YAML), or folders of them.", show_default=False)]
+Jobs = Annotated[
+    list[str] | None, typer.Option("--jobs", help="Only jobs with such a name, as 'night-*'; may be repeated.")
+]
 Image = Annotated[Path | None, typer.Option(help="Start image, for a job without a file.")]
 Prompt = Annotated[str | None, typer.Option(help="What happens in the video.")]
 Lora = Annotated[list[str] | None, typer.Option(help="LoRA to bake, FILE or FILE:WEIGHT; may be repeated.")]
@@ -41,11 +44,12 @@ class Asked:
     name: str | None
     settings: Sequence[str]
     out: Path | None
+    jobs: Sequence[str] = ()
 
 
 def plans_for(asked: Asked) -> "list[RenderPlan]":
     """Plans for everything asked for. Raises InvalidJobs with every problem, or InvalidInput for no job."""
-    from goan_cli.jobs.load import load_requests, request_from_settings, settings_document
+    from goan_cli.jobs.load import load_requests, request_from_settings, selected, settings_document
     from goan_cli.render.plan import plan_renders
 
     settings = settings_document(asked.settings, _keys(asked))
@@ -56,6 +60,8 @@ def plans_for(asked: Asked) -> "list[RenderPlan]":
         requests, problems = request_from_settings(settings, name=stem + "-{seed}")
     else:
         raise InvalidInput("nothing to render", hint="give a job file, or --image and --prompt")
+    if asked.jobs and not problems:
+        requests = selected(requests, asked.jobs)
     return plan_renders(requests, problems, out=asked.out.absolute() if asked.out else None)
 
 

@@ -4,6 +4,7 @@ from goan_cli.cli.options import (
     Asked,
     Files,
     Image,
+    Jobs,
     Lora,
     Model,
     Name,
@@ -29,8 +30,12 @@ def plan(
     name: Name = None,
     settings: Set = None,
     out: Out = None,
+    jobs: Jobs = None,
 ) -> None:
-    """Validate jobs and print what would run: sizes, crop, frames, sections, LoRA matches."""
+    """Validate jobs and print what would run: sizes, crop, frames, sections, LoRA matches, and what is done already.
+
+    Many jobs are shown as a table of one line each.
+    """
     asked = Asked(
         files=files or (),
         image=image,
@@ -43,12 +48,9 @@ def plan(
         name=name,
         settings=settings or (),
         out=out,
+        jobs=jobs or (),
     )
-    plans = plans_for(asked)
+    from goan_cli.batch.standing import OnExists
+    from goan_cli.cli.plan_table import show_plans
 
-    from goan_cli.cli.plan_table import show_plan
-    from goan_cli.cli.terminal import make_console
-
-    console = make_console()
-    for each in plans:
-        show_plan(console, each)
+    show_plans(plans_for(asked), OnExists.NUMBER)

@@ -1,21 +1,73 @@
 """A render plan as a table for people."""
 
-from rich.console import Console
+from collections.abc import Sequence
+from typing import cast
+
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
+from goan_cli.batch.standing import OnExists, Standing, State, standing_of
+from goan_cli.cli.terminal import make_console
 from goan_cli.jobs.job import Job
 from goan_cli.jobs.sections import LATENT_FRAME, Family
+from goan_cli.render.identity import bake_recipe
 from goan_cli.render.plan import PlannedLora, RenderPlan
 
+_MOST_IN_FULL = 8
 
-def show_plan(console: Console, plan: RenderPlan) -> None:
+
+def show_plans(plans: Sequence[RenderPlan], on_exists: OnExists, *, force: bool = False) -> None:
+    """Print jobs and how they stand, each in full or, where they are many, as a row of one table."""
+    console = make_console()
+    videos = {plan.job.video for plan in plans}
+    standings = [standing_of(plan, on_exists, force=force, names=videos) for plan in plans]
+    if len(plans) <= _MOST_IN_FULL:
+        for standing in standings:
+            show_plan(console, standing)
+        return
+    table = Table(show_edge=False)
+    for column, side in (("job", "left"), ("size", "right"), ("seconds", "right"), ("steps", "right")):
+        table.add_column(column, justify=cast("JustifyMethod", side), overflow="fold")
+    for column in ("LoRAs", "state", "prompt"):
+        table.add_column(column, overflow="fold" if column == "LoRAs" else "ellipsis", no_wrap=column == "prompt")
+    for standing in standings:
+        table.add_row(*map(escape, _row(standing)))
+    console.print(table)
+    console.print(_totals(standings))
+
+
+def _row(standing: Standing) -> tuple[str, ...]:
+    job = standing.plan.job
+    loras = ", ".join(f"{lora.use.path.stem} x {lora.use.weight:g}" for lora in standing.plan.loras)
+    steps = f"{len(job.sections.sections)} x {job.sampling.steps}"
+    name = _without_drawn_seed(job, job.name)
+    seconds = f"{job.sections.frames / job.fps:.2f}"
+    return name, f"{job.size[0]}x{job.size[1]}", seconds, steps, loras or "-", _state(standing), job.prompt
+
+
+def _state(standing: Standing) -> str:
+    if standing.state is State.PARTIAL:
+        return f"{standing.share:.0%} done"
+    return f"{standing.state}, {standing.reason}" if standing.reason else str(standing.state)
+
+
+def _totals(standings: Sequence[Standing]) -> str:
+    left = [standing.plan for standing in standings if standing.state in (State.NEW, State.PARTIAL)]
+    steps = sum(len(plan.job.sections.sections) * plan.job.sampling.steps for plan in left)
+    recipes = len({bake_recipe(plan).identity for plan in left})
+    return (
+        f"{_count(len(standings), 'job')}, {len(left)} to render: {_count(recipes, 'recipe')}, {_count(steps, 'step')}"
+    )
+
+
+def show_plan(console: Console, standing: Standing) -> None:
     """Print one job: its settings, and its sections in sampling order."""
-    job = plan.job
+    plan, job = standing.plan, standing.plan.job
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
-    for label, text in _rows(plan):
+    for label, text in [*_rows(plan), ("state", _state(standing))]:
         grid.add_row(label, escape(text))
     console.rule(f"[bold]{escape(_without_drawn_seed(job, job.name))}", align="left")
     console.print(grid)

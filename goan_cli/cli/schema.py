@@ -1,11 +1,21 @@
-"""`goan schema`: the JSON schema of job files, for editors."""
+"""`goan schema`: the JSON schemas of job files and of events."""
+
+from typing import Annotated
 
 import typer
 
 
-def schema() -> None:
+def schema(
+    events: Annotated[bool, typer.Option("--events", help="Of the lines that --log-json writes.")] = False,
+) -> None:
     """Print the JSON schema of job files, for editors and CI."""
     import json
+
+    if events:
+        from goan_cli.cli.eventlog import events_schema
+
+        typer.echo(json.dumps(events_schema(), indent=2))
+        return
 
     from goan_cli.jobs.schema import json_schema
 

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from goan_cli.errors import InvalidInput
 from goan_cli.files import write_text
 from goan_cli.jobs.job import Job
+from goan_cli.output.quality import Finding, Quality
 from goan_cli.output.video import VideoInfo
 
 SIDECAR_VERSION = 1
@@ -28,12 +30,31 @@ class PackRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RejectedSeed:
+    """A seed whose render a gate refused, and why."""
+
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RenderRecord:
     """What only the render knows. `bake` is the bake report as plain data, None without LoRAs.
 
-    `timings` are seconds by stage; `computed_steps` lists, per section, the steps that a step cache ran.
+    `identity` is that of the job as it was asked for, with `asked_seed`; the seed that made the video may be a
+    later one, after `rejected` ones. The two digests are of the final latents' and of the frames' bytes.
+    `timings` are seconds by stage; `computed_steps` lists, per section, the steps that a step cache ran;
+    `machines` are where it was sampled, more than one only when it was gone on with elsewhere.
     """
 
+    identity: str
+    asked_seed: int
+    rejected: Sequence[RejectedSeed]
+    latents_sha256: str
+    frames_sha256: str
+    quality: Quality
+    findings: Sequence[Finding]
+    machines: Sequence[str]
     pack: PackRecord
     image_sha256: str
     bake: Mapping[str, Any] | None
@@ -60,8 +81,14 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
             "height": video.size[1],
             "seconds": round(video.frames / video.fps, 6),
         },
+        "identity": record.identity,
+        "latents_sha256": record.latents_sha256,
+        "frames_sha256": record.frames_sha256,
         "settings": settings_of(job),
         "seed_drawn": job.seed_drawn,
+        "asked_seed": record.asked_seed,
+        "rejected_seeds": [asdict(seed) for seed in record.rejected],
+        "quality": {**asdict(record.quality), "findings": [asdict(finding) for finding in record.findings]},
         "inputs": {"image": {"path": str(job.image), "sha256": record.image_sha256, **asdict(job.image_fit)}},
         "pack": {**asdict(record.pack), "manifest": str(record.pack.manifest)},
         "bake": record.bake,
@@ -70,6 +97,7 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
         "timings": {stage: round(seconds, 4) for stage, seconds in record.timings.items()},
         "seconds_per_step": round(record.seconds_per_step, 5),
         "device": record.device,
+        "machines": list(record.machines),
         "dtype": record.dtype,
         "versions": dict(record.versions),
         "notes": list(record.notes),
@@ -111,7 +139,24 @@ def settings_of(job: Job) -> dict[str, Any]:
             "contact_sheet": job.output.contact_sheet,
             "crf": job.output.crf,
         },
+        "gates": {defect: str(gate) for defect, gate in asdict(job.gates).items()},
+        "retry_seeds": job.retry_seeds,
     }
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The content of a sidecar. Raises InvalidInput for what is none, or of a newer version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidInput(f"{path}: no such file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path}: not a sidecar: {error}") from error
+    if not isinstance(content, dict) or not {"version", "settings", "video", "pack"} <= content.keys():
+        raise InvalidInput(f"{path}: not a sidecar of goan")
+    if content["version"] != SIDECAR_VERSION:
+        raise InvalidInput(f"{path}: a sidecar of version {content['version']}, which this goan cannot read")
+    return content
 
 
 def write_sidecar(path: Path, content: Mapping[str, Any]) -> None:

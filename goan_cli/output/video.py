@@ -2,7 +2,7 @@
 
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,10 @@ def write_video(
     frames = 0
     with tempfile.TemporaryFile() as words:
         try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words)
+            # In a session of its own: Ctrl-C in a terminal is for goan, which stops when it has saved its work.
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True
+            )
         except OSError as error:
             raise EnvironmentFault(f"{command[0]}: cannot be run: {error}") from error
         try:
@@ -88,16 +91,29 @@ def read_video(path: Path) -> NDArray[np.uint8]:
 
     Raises RenderFailed when ffmpeg cannot decode it.
     """
+    frames = list(_decoded(path))
+    if not frames:
+        raise RenderFailed(f"{path}: ffmpeg cannot decode a single frame of it")
+    return np.stack(frames)
+
+
+def read_frames(path: Path, wanted: Collection[int]) -> dict[int, NDArray[np.uint8]]:
+    """The frames `(h, w, 3)` of these numbers, one held at a time; those beyond the end are left out.
+
+    Raises RenderFailed when ffmpeg cannot decode the file.
+    """
+    return {number: frame.copy() for number, frame in enumerate(_decoded(path)) if number in wanted}
+
+
+def _decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
     ffmpeg_path()
     try:
         reader = imageio_ffmpeg.read_frames(str(path))
         width, height = next(reader)["size"]
-        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+        for frame in reader:
+            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
     except (OSError, RuntimeError, StopIteration) as error:
         raise RenderFailed(f"{path}: ffmpeg cannot decode it: {error}") from error
-    if not frames:
-        raise RenderFailed(f"{path}: ffmpeg cannot decode a single frame of it")
-    return np.stack(frames)
 
 
 def _feed(process: "subprocess.Popen[bytes]", chunks: Iterable[NDArray[np.uint8]]) -> int:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goan_cli.batch.run import render_jobs
+from goan_cli.batch.standing import OnExists
+from goan_cli.batch.survey import RunSettings
 from goan_cli.output.video import read_video
 from goan_cli.tiny.measures import Frames, Track, colour_kept, colour_name, direction, fallen_share, psnr_between, track
 from goan_cli.tiny.parts import LORAS, PACK
@@ -11,7 +13,7 @@ from goan_cli.tiny.rendering import pixels_of, plan_scene
 from goan_cli.tiny.world import Scene, render_clip
 
 PROMPT = "a red circle moves right"
-_SCENE = Scene(
+SCENE = Scene(
     shape="circle",
     colour="red",
     motion="right",
@@ -44,10 +46,10 @@ def run_smoke(folder: Path, *, model: str = "tiny", device: str = "auto") -> lis
     """
     settings = {"model": model, "sections": _SECTIONS, "output": {"dir": str(folder), "contact_sheet": True}}
     plans = [
-        plan_scene(folder, "plain", _SCENE, PROMPT, settings=settings),
-        plan_scene(folder, "dusk", _SCENE, PROMPT, loras=[(PACK / LORAS["dusk"], 1.0)], settings=settings),
+        plan_scene(folder, "plain", SCENE, PROMPT, settings=settings),
+        plan_scene(folder, "dusk", SCENE, PROMPT, loras=[(PACK / LORAS["dusk"], 1.0)], settings=settings),
     ]
-    outcomes = render_jobs(plans, device=device)
+    outcomes = render_jobs(plans, RunSettings(device=device, force=True, on_exists=OnExists.REPLACE))
     checks = [
         Check(
             name=f"{outcome.plan.job.name} renders",
@@ -68,11 +70,11 @@ def _clip_checks(frames: Frames) -> list[Check]:
     found = track(frames)
     seen = direction(found)
     colours = sorted({colour_name(rgb) for rgb in found.colour})
-    wanted = pixels_of(render_clip(_SCENE, 1))
+    wanted = pixels_of(render_clip(SCENE, 1))
     first = psnr_between(frames[:1], wanted)
     return [
-        Check(name="the shape moves as told", passed=seen == _SCENE.motion, seen=seen),
-        Check(name="its colour stays", passed=colour_kept(found, _SCENE.colour), seen=", ".join(colours)),
+        Check(name="the shape moves as told", passed=seen == SCENE.motion, seen=seen),
+        Check(name="its colour stays", passed=colour_kept(found, SCENE.colour), seen=", ".join(colours)),
         Check(
             name="the first frame is the start image",
             passed=first >= _FIRST_FRAME_DB,

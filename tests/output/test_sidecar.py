@@ -1,6 +1,7 @@
 """Sidecars: JSON that says what a video is, and makes its job again."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,19 @@ from typing import Any
 import pytest
 import yaml
 
+from goan_cli.errors import InvalidInput
 from goan_cli.jobs.job import Job
-from goan_cli.output.sidecar import PackRecord, RenderRecord, settings_of, sidecar, write_sidecar
+from goan_cli.output.quality import Finding, Quality, SectionQuality
+from goan_cli.output.sidecar import (
+    SIDECAR_VERSION,
+    PackRecord,
+    RejectedSeed,
+    RenderRecord,
+    read_sidecar,
+    settings_of,
+    sidecar,
+    write_sidecar,
+)
 from goan_cli.output.video import VideoInfo
 from tests.conftest import MINIMAL, plan_files, write_jobs
 
@@ -30,8 +42,25 @@ RICH = {
     "step_cache": {"threshold": 0.1},
     "loras": [{"path": "style.safetensors", "weight": 0.3}, {"path": "style.safetensors", "weight": -1}],
     "output": {"dir": "out", "keep_latents": True, "crf": 1},
+    "gates": {"black": "fail", "frozen": "off", "drift": "warn"},
+    "retry_seeds": 3,
 }
 RECORD = RenderRecord(
+    identity="0123",
+    asked_seed=7,
+    rejected=[RejectedSeed(seed=7, reason="nothing moves")],
+    latents_sha256="45",
+    frames_sha256="67",
+    quality=Quality(
+        finite=True,
+        black=0,
+        black_frames=(),
+        still_seconds=0.1,
+        seconds=1.0,
+        sections=(SectionQuality(luma=100.0, saturation=30.0, motion=1.0),),
+    ),
+    findings=[Finding(defect="drift", seen="luma wanders", fails=False)],
+    machines=["cpu"],
     pack=PackRecord(name="tiny", family="inverted", manifest=Path("/packs/pack.yaml"), identity="abc"),
     image_sha256="def",
     bake={"moved": 1.0},
@@ -147,6 +176,19 @@ def test_content(folder: Path) -> None:
     ]
     assert content["computed_steps"] == [[0, 1, 2], [0, 2]]
     assert content["notes"] == ["a note"]
+    assert (content["identity"], content["latents_sha256"], content["frames_sha256"]) == ("0123", "45", "67")
+    assert (content["asked_seed"], content["settings"]["seed"]) == (7, 2**63 - 1)
+    assert content["rejected_seeds"] == [{"seed": 7, "reason": "nothing moves"}]
+    assert content["quality"] == {
+        "finite": True,
+        "black": 0,
+        "black_frames": [],
+        "still_seconds": 0.1,
+        "seconds": 1.0,
+        "sections": [{"luma": 100.0, "saturation": 30.0, "motion": 1.0}],
+        "findings": [{"defect": "drift", "seen": "luma wanders", "fails": False}],
+    }
+    assert content["machines"] == ["cpu"]
 
 
 def test_written_as_one(tmp_path: Path) -> None:
@@ -155,3 +197,52 @@ def test_written_as_one(tmp_path: Path) -> None:
     write_sidecar(path, {"prompt": "Größe", "path": Path("/a")})
     assert path.read_text(encoding="utf-8") == '{\n  "prompt": "Größe",\n  "path": "/a"\n}\n'
     assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+def test_read_as_written(folder: Path) -> None:
+    """A sidecar is read as the JSON that was written, with every key and each number."""
+    job = job_of(folder, RICH)
+    write_sidecar(job.sidecar, content_of(job))
+    assert read_sidecar(job.sidecar) == json.loads(json.dumps(content_of(job)))
+
+
+def test_values_without_a_number(tmp_path: Path) -> None:
+    """A ratio that has no finite value is null, and what is written stays strict JSON."""
+    content = {"version": SIDECAR_VERSION, "settings": {}, "video": {}, "pack": {}}
+    write_sidecar(tmp_path / "a.json", {**content, "bake": {"ratios": [float("inf"), float("nan"), 1.5]}})
+    assert read_sidecar(tmp_path / "a.json")["bake"] == {"ratios": [None, None, 1.5]}
+
+
+def _json(value: object) -> Callable[[Path], object]:
+    return lambda path: path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        pytest.param(lambda _: None, "no such file", id="missing"),
+        pytest.param(Path.mkdir, "not a sidecar", id="a folder"),
+        pytest.param(lambda path: path.write_bytes(b""), "not a sidecar", id="empty"),
+        pytest.param(lambda path: path.write_bytes(b"\xff\xfe{}"), "not a sidecar", id="no UTF-8"),
+        pytest.param(lambda path: path.write_text('{"version": 1, "sett'), "not a sidecar", id="cut off"),
+        pytest.param(lambda path: path.write_text("[" * 100_000), "not a sidecar", id="deep"),
+        pytest.param(_json(["version", "settings", "video", "pack"]), "not a sidecar of goan", id="a list"),
+        pytest.param(_json({}), "not a sidecar of goan", id="an empty object"),
+        pytest.param(_json({"version": 1, "name": "x", "jobs": []}), "not a sidecar of goan", id="some other JSON"),
+        pytest.param(
+            _json({"version": SIDECAR_VERSION + 1, "settings": {}, "video": {}, "pack": {}}),
+            f"of version {SIDECAR_VERSION + 1}, which this goan cannot read",
+            id="newer",
+        ),
+    ],
+)
+def test_what_is_no_sidecar(tmp_path: Path, make: Callable[[Path], object], said: str) -> None:
+    """Whatever is not a sidecar of this version is refused by its path, with what it is."""
+    path = tmp_path / "shot.json"
+    make(path)
+    with pytest.raises(InvalidInput, match=said) as caught:
+        read_sidecar(path)
+    assert str(path) in str(caught.value)

@@ -27,7 +27,7 @@ def test_shipped_packs_pass(tmp_path: Path, model: str) -> None:
 
 def clip(motion: str, *, colour: str = "red", dusk: bool = False) -> Frames:
     """The smoke scene as the world draws it, with another motion, colour or light."""
-    scene = replace(smoke._SCENE, motion=motion, colour=colour, way=12.0, duration=24, dusk=dusk)
+    scene = replace(smoke.SCENE, motion=motion, colour=colour, way=12.0, duration=24, dusk=dusk)
     return pixels_of(render_clip(scene, 25))
 
 

@@ -1,0 +1,63 @@
+"""Around a job's results: the folder before it, what a killed run left, and what a finished one takes away."""
+
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from goan_cli.errors import EnvironmentFault, GoanError, InvalidInput
+from goan_cli.files import remove_stray, write_text
+from goan_cli.jobs.job import Job
+from goan_cli.output.sidecar import read_sidecar
+from goan_cli.render.checkpoint import checkpoint_files
+
+FAILURE_VERSION = 1
+
+
+def ensure_writable(folder: Path) -> None:
+    """Fail before hours of rendering, not after. Raises EnvironmentFault."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be made: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"{folder}: cannot be written to")
+
+
+def remove_strays(job: Job) -> None:
+    """Remove what a run of this job that was killed left half-written; the job's lock keeps others away."""
+    for path in (*job.results, *(job.preview(section.number + 1) for section in job.sections.sections)):
+        remove_stray(path)
+    remove_stray(job.failure)
+    for path in checkpoint_files(job.state_dir, job.name):
+        remove_stray(path)
+
+
+def clear_earlier(job: Job, identity: str) -> None:
+    """Take away the sidecar, and what another recipe's job of this name left besides its video."""
+    try:
+        earlier = read_sidecar(job.sidecar)
+    except InvalidInput:
+        earlier = {}
+    if earlier and earlier.get("identity") != identity:
+        kept = earlier["settings"].get("output", {})
+        for path, key in ((job.latents, "keep_latents"), (job.contact_sheet, "contact_sheet")):
+            if kept.get(key) and path not in job.results:
+                path.unlink(missing_ok=True)
+    job.sidecar.unlink(missing_ok=True)
+
+
+def remove_state(job: Job) -> None:
+    """A complete job has no checkpoint, no failure, and no rejected video."""
+    for path in (job.failure, job.rejected, *checkpoint_files(job.state_dir, job.name)):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def remember_failure(job: Job, error: Exception) -> None:
+    """Leave a record for `goan status`; where the folder cannot be written, there is nothing to say it in."""
+    said = str(error) if isinstance(error, GoanError) else f"unexpected {type(error).__name__}: {error}"
+    content = {"version": FAILURE_VERSION, "name": job.name, "error": said, "time": time.time()}
+    with suppress(GoanError):
+        write_text(job.failure, json.dumps(content, indent=2) + "\n")

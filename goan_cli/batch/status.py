@@ -1,0 +1,120 @@
+"""What lies in an output folder: finished jobs, begun ones, failed ones, from their own files. No torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from goan_cli.batch.lock import is_held
+from goan_cli.errors import InvalidInput
+from goan_cli.files import sha256_of
+from goan_cli.jobs.job import STATE_DIR
+from goan_cli.output.sidecar import read_sidecar
+from goan_cli.render.checkpoint import CheckpointRecord, checkpoint_files, job_name, read_record
+
+_FAILED = ".failed.json"
+
+
+class Found(StrEnum):
+    """How a job of a folder is."""
+
+    DONE = "done"
+    RUNNING = "running"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """One job of a folder; `share` is how much of its sampling is done, 0 to 1, `detail` says what else there is."""
+
+    name: str
+    state: Found
+    share: float
+    detail: str
+
+
+def folder_status(folder: Path, *, verify: bool = False) -> list[JobStatus]:
+    """All jobs that left something in a folder, by name; `verify` reads every video to compare its hash.
+
+    Raises InvalidInput where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder}: no such folder")
+    finished = _finished(folder, verify=verify)
+    begun = _begun(folder / STATE_DIR)
+    failed = _failed(folder / STATE_DIR)
+    running = {lock.stem for lock in (folder / STATE_DIR).glob("*.lock") if is_held(lock)}
+    names = sorted({*finished, *begun, *failed, *running})
+    return [_status(name, finished.get(name), begun.get(name), failed.get(name), name in running) for name in names]
+
+
+def _status(
+    name: str, finished: JobStatus | None, begun: CheckpointRecord | None, failed: str | None, running: bool
+) -> JobStatus:
+    earlier = ", with an earlier result" if finished else ""
+    share = begun.share if begun else 0.0
+    if running:
+        return JobStatus(name=name, state=Found.RUNNING, share=share, detail=_progress(begun) + earlier)
+    if failed is not None:
+        return JobStatus(name=name, state=Found.FAILED, share=share, detail=failed + earlier)
+    if begun is not None:
+        return JobStatus(name=name, state=Found.PARTIAL, share=share, detail=_progress(begun) + earlier)
+    return finished or JobStatus(name=name, state=Found.DAMAGED, share=0.0, detail="nothing of it can be read")
+
+
+def _progress(begun: CheckpointRecord | None) -> str:
+    if begun is None:
+        return "nothing is saved yet"
+    if begun.complete:
+        return "sampled, to be decoded"
+    within = f", and {begun.section_state['done']} of {begun.steps} steps" if begun.section_state else ""
+    return f"{begun.sections} of {begun.total} sections are sampled{within}"
+
+
+def _finished(folder: Path, *, verify: bool) -> dict[str, JobStatus]:
+    found = {}
+    for file in folder.glob("*.json"):
+        try:
+            content = read_sidecar(file)
+        except InvalidInput:
+            continue  # some other JSON
+        found[file.stem] = _result(file, content, verify=verify)
+    return found
+
+
+def _result(file: Path, content: Mapping[str, object], *, verify: bool) -> JobStatus:
+    recorded = content["video"] if isinstance(content["video"], dict) else {}
+    video = file.with_name(str(recorded.get("file", f"{file.stem}.mp4")))
+    state, detail = Found.DONE, f"{recorded.get('frames', '?')} frames, {recorded.get('seconds', 0):.2f} s"
+    if not video.is_file():
+        state, detail = Found.DAMAGED, f"{video.name} is gone"
+    elif verify and sha256_of(video) != recorded.get("sha256"):
+        state, detail = Found.DAMAGED, f"{video.name} is not what was written"
+    return JobStatus(name=file.stem, state=state, share=1.0, detail=detail)
+
+
+def _begun(folder: Path) -> dict[str, CheckpointRecord]:
+    """The furthest readable checkpoint of each job."""
+    found: dict[str, CheckpointRecord] = {}
+    for file in checkpoint_files(folder):
+        name = job_name(file)
+        try:
+            record = read_record(file)
+        except InvalidInput:
+            continue
+        if name not in found or record.share > found[name].share:
+            found[name] = record
+    return found
+
+
+def _failed(folder: Path) -> dict[str, str]:
+    found = {}
+    for file in folder.glob(f"*{_FAILED}"):
+        try:
+            found[file.name.removesuffix(_FAILED)] = str(json.loads(file.read_text(encoding="utf-8"))["error"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found

@@ -1,0 +1,31 @@
+"""The job files in examples/: what they say of themselves is so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Goan
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.yaml")))
+def test_every_example_can_be_planned(tmp_path: Path, goan: Goan, name: str) -> None:
+    """Each example is valid, and shows a plan."""
+    run = goan("plan", EXAMPLES / name, "--out", tmp_path)
+    assert (run.code, run.err) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_gate_and_further_seeds(tmp_path: Path, goan: Goan) -> None:
+    """The gated example's first seed is seen to lose its picture; the next one makes the video, and is up to date."""
+    run = goan("render", EXAMPLES / "gates.yaml", "--out", tmp_path, "--device", "cpu")
+    assert run.code == 0
+    assert "seed 22 is rejected: " in run.out
+    content = json.loads((tmp_path / "guarded.json").read_text())
+    assert [seed["seed"] for seed in content["rejected_seeds"]] == [22]
+    assert (content["asked_seed"], content["settings"]["seed"]) == (22, 23)
+    assert content["quality"]["black"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["guarded.json", "guarded.mp4"]
+    assert "up to date" in goan("render", EXAMPLES / "gates.yaml", "--out", tmp_path).out
