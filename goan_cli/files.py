@@ -16,6 +16,14 @@ _FULL_HASH_UP_TO = 64 << 20
 _SAMPLES = 64
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; False for what no path can be, too."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def sha256_of(path: Path) -> str:
     """The hex SHA-256 of a file's content."""
     with path.open("rb") as file:

@@ -41,7 +41,8 @@ def clear_earlier(job: Job, identity: str) -> None:
     except InvalidInput:
         earlier = {}
     if earlier and earlier.get("identity") != identity:
-        kept = earlier["settings"].get("output", {})
+        output = earlier["settings"].get("output")
+        kept = output if isinstance(output, dict) else {}
         for path, key in ((job.latents, "keep_latents"), (job.contact_sheet, "contact_sheet")):
             if kept.get(key) and path not in job.results:
                 path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """After a matrix's last variant: its contact sheet and its table, from the variants' own files. No torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def complete_matrix(
     variants = [place for place, plan in enumerate(plans) if matrix and matrix_of(plan) == matrix]
     if not variants or not all(place in outcomes for place in variants):
         return []
+    axes = _variant(outcomes[variants[0]]).axes
+    if len(variants) < math.prod(len(values) for _, values in axes):
+        return []  # only some were asked for: the sheet of all of them stays
     try:
         return [Note(text=f"matrix: {path}") for path in write_matrix([outcomes[place] for place in variants])]
     except GoanError as error:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from goan_cli.batch.lock import is_held
 from goan_cli.errors import InvalidInput
@@ -85,13 +86,13 @@ def _finished(folder: Path, *, verify: bool) -> dict[str, JobStatus]:
     return found
 
 
-def _result(file: Path, content: Mapping[str, object], *, verify: bool) -> JobStatus:
-    recorded = content["video"] if isinstance(content["video"], dict) else {}
-    video = file.with_name(str(recorded.get("file", f"{file.stem}.mp4")))
-    state, detail = Found.DONE, f"{recorded.get('frames', '?')} frames, {recorded.get('seconds', 0):.2f} s"
+def _result(file: Path, content: Mapping[str, Any], *, verify: bool) -> JobStatus:
+    recorded = content["video"]
+    video = file.with_name(Path(recorded["file"]).name)
+    state, detail = Found.DONE, f"{recorded['frames']} frames, {recorded['seconds']:.2f} s"
     if not video.is_file():
         state, detail = Found.DAMAGED, f"{video.name} is gone"
-    elif verify and sha256_of(video) != recorded.get("sha256"):
+    elif verify and sha256_of(video) != recorded["sha256"]:
         state, detail = Found.DAMAGED, f"{video.name} is not what was written"
     return JobStatus(name=file.stem, state=state, share=1.0, detail=detail)
 

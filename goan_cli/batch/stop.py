@@ -42,7 +42,9 @@ class Stop:
         """Why the run stops, for people."""
         if self._asked:
             return self._asked
-        return f"the deadline, {datetime.fromtimestamp(self.deadline or 0.0).astimezone():%H:%M:%S}"
+        moment = datetime.fromtimestamp(self.deadline or 0.0).astimezone()
+        day = "" if moment.date() == datetime.now().astimezone().date() else f"{moment:%Y-%m-%d }"
+        return f"the deadline, {day}{moment:%H:%M:%S}"
 
 
 def parse_deadline(text: str, now: datetime | None = None) -> float:
@@ -54,7 +56,7 @@ def parse_deadline(text: str, now: datetime | None = None) -> float:
     word = text.strip()
     hint = "for example 90m, 1h30m, 06:00 or 2031-05-01T06:00"
     try:
-        if word and (span := _DURATION.fullmatch(word)):
+        if word and (span := _DURATION.fullmatch(word.replace(" ", ""))):
             parts = {name: float(value) for name, value in span.groupdict().items() if value}
             return (now + timedelta(**parts)).timestamp()
         if clock := _CLOCK.fullmatch(word):

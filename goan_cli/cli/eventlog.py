@@ -1,11 +1,11 @@
 """A run as JSON lines: one object a line, each with the schema's version, the run's id, the time, and its event."""
 
 import io
-import json
+import os
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from goan_cli.render.events import (
 )
 
 
-class _Record(BaseModel):
+class _Line(BaseModel):
     """What every line has. `job` is the name of the job at work, null outside of one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,7 +38,7 @@ class _Record(BaseModel):
     job: str | None = None
 
 
-class RunRecord(_Record):
+class RunLine(_Line):
     """The run begins (with the jobs that will be rendered, in order), or ends (with counts by how jobs ended)."""
 
     event: Literal["run"] = "run"
@@ -49,7 +49,7 @@ class RunRecord(_Record):
     seconds: float | None = None
 
 
-class JobRecord(_Record):
+class JobLine(_Line):
     """A job begins; `number` of `total` in this run, from 1."""
 
     event: Literal["job"] = "job"
@@ -62,7 +62,7 @@ class JobRecord(_Record):
     seed: int
 
 
-class StageRecord(_Record):
+class StageLine(_Line):
     """A stage of the job (load, encode, bake, sample, decode) begins or ends."""
 
     event: Literal["stage"] = "stage"
@@ -71,7 +71,7 @@ class StageRecord(_Record):
     seconds: float | None = None
 
 
-class StepRecord(_Record):
+class StepLine(_Line):
     """A sampler step is done; numbers from 1."""
 
     event: Literal["step"] = "step"
@@ -82,7 +82,7 @@ class StepRecord(_Record):
     seconds: float
 
 
-class SectionRecord(_Record):
+class SectionLine(_Line):
     """A section is sampled; `computed_steps` is how many of its steps a step cache ran."""
 
     event: Literal["section"] = "section"
@@ -92,7 +92,7 @@ class SectionRecord(_Record):
     computed_steps: int
 
 
-class CheckpointRecord(_Record):
+class CheckpointLine(_Line):
     """A checkpoint is on disk: `sections` of `total` are in it, and `steps` of the next section."""
 
     event: Literal["checkpoint"] = "checkpoint"
@@ -102,7 +102,7 @@ class CheckpointRecord(_Record):
     path: str
 
 
-class BakeRecord(_Record):
+class BakeLine(_Line):
     """LoRAs were baked; how much of the weights changed."""
 
     event: Literal["bake"] = "bake"
@@ -113,14 +113,14 @@ class BakeRecord(_Record):
     seconds: float
 
 
-class NoteRecord(_Record):
+class NoteLine(_Line):
     """Something worth knowing, and no failure."""
 
     event: Literal["note"] = "note"
     text: str
 
 
-class ErrorRecord(_Record):
+class ErrorLine(_Line):
     """A problem of the input (before anything runs), or the failure of a job."""
 
     event: Literal["error"] = "error"
@@ -132,7 +132,7 @@ class ErrorRecord(_Record):
     key: str | None = None
 
 
-class ResultRecord(_Record):
+class ResultLine(_Line):
     """How a job ended: done, up to date, skipped, failed, stopped or busy."""
 
     event: Literal["result"] = "result"
@@ -146,23 +146,23 @@ class ResultRecord(_Record):
     findings: list[str] | None = None
 
 
-AnyRecord = (
-    RunRecord
-    | JobRecord
-    | StageRecord
-    | StepRecord
-    | SectionRecord
-    | CheckpointRecord
-    | BakeRecord
-    | NoteRecord
-    | ErrorRecord
-    | ResultRecord
+AnyLine = (
+    RunLine
+    | JobLine
+    | StageLine
+    | StepLine
+    | SectionLine
+    | CheckpointLine
+    | BakeLine
+    | NoteLine
+    | ErrorLine
+    | ResultLine
 )
 
 
 def events_schema() -> dict[str, Any]:
     """The JSON schema of a line."""
-    schema = TypeAdapter(AnyRecord).json_schema()
+    schema = TypeAdapter(AnyLine).json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "goan event", **schema}
 
 
@@ -190,18 +190,19 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._context.__exit__(kind, error, trace)
+        with suppress(OSError):  # told when it first could not be written
+            self._context.__exit__(kind, error, trace)
 
     def problems(self, error: GoanError) -> None:
         """The problems for which nothing ran."""
         kind = type(error).__name__
         if not isinstance(error, InvalidJobs):
-            self._write(ErrorRecord, kind=kind, message=error.message, hint=error.hint)
+            self._write(ErrorLine, kind=kind, message=error.message, hint=error.hint)
             return
         for problem in error.problems:
             file = None if problem.file is None else str(problem.file)
             self._write(
-                ErrorRecord,
+                ErrorLine,
                 kind=kind,
                 message=problem.message,
                 hint=problem.hint,
@@ -215,28 +216,28 @@ class EventLog:
         match event:
             case RunStarted():
                 names = [standing.plan.job.name for standing in event.standings]
-                self._write(RunRecord, phase="started", jobs=names)
+                self._write(RunLine, phase="started", jobs=names)
             case RunFinished():
                 self._finished(event)
             case JobStarted():
                 self._started(event)
             case StageStarted():
-                self._write(StageRecord, stage=str(event.stage), phase="started")
+                self._write(StageLine, stage=str(event.stage), phase="started")
             case StageFinished():
-                self._write(StageRecord, stage=str(event.stage), phase="finished", seconds=round(event.seconds, 6))
+                self._write(StageLine, stage=str(event.stage), phase="finished", seconds=round(event.seconds, 6))
             case StepFinished():
-                self._write(StepRecord, **vars(event))
+                self._write(StepLine, **vars(event))
             case SectionFinished():
                 fields = {name: value for name, value in vars(event).items() if name != "preview"}
-                self._write(SectionRecord, **fields)
+                self._write(SectionLine, **fields)
             case CheckpointWritten():
-                self._write(CheckpointRecord, **{**vars(event), "path": str(event.path)})
+                self._write(CheckpointLine, **{**vars(event), "path": str(event.path)})
             case Baked(report=report):
                 files = [str(file.path) for file in report.files]
                 kept = {name: getattr(report, name) for name in ("recipe", "relative_change", "moved", "seconds")}
-                self._write(BakeRecord, files=files, **kept)
+                self._write(BakeLine, files=files, **kept)
             case Note():
-                self._write(NoteRecord, text=event.text)
+                self._write(NoteLine, text=event.text)
             case Outcome():
                 self._ended(event)
 
@@ -244,7 +245,7 @@ class EventLog:
         job = event.plan.job
         self._job = job.name
         self._write(
-            JobRecord,
+            JobLine,
             number=event.number,
             total=event.total,
             model=event.plan.pack.name,
@@ -259,12 +260,12 @@ class EventLog:
         error, result = outcome.error, outcome.result
         if error is not None:
             message, hint = (error.message, error.hint) if isinstance(error, GoanError) else (str(error), None)
-            self._write(ErrorRecord, kind=type(error).__name__, message=message, hint=hint)
+            self._write(ErrorLine, kind=type(error).__name__, message=message, hint=hint)
         if result is None:
-            self._write(ResultRecord, end=str(outcome.end), reason=outcome.reason or (str(error) if error else None))
+            self._write(ResultLine, end=str(outcome.end), reason=outcome.reason or (str(error) if error else None))
         else:
             self._write(
-                ResultRecord,
+                ResultLine,
                 end=str(outcome.end),
                 video=str(result.video),
                 sidecar=str(result.sidecar),
@@ -279,16 +280,24 @@ class EventLog:
         ends = [str(outcome.end) for outcome in event.outcomes]
         counts = {end: ends.count(end) for end in dict.fromkeys(ends)}
         code = exit_code(event.outcomes)
-        self._write(RunRecord, phase="finished", ends=counts, exit_code=code, seconds=round(event.seconds, 6))
+        self._write(RunLine, phase="finished", ends=counts, exit_code=code, seconds=round(event.seconds, 6))
 
-    def _write(self, record: Callable[..., AnyRecord], **fields: Any) -> None:  # noqa: ANN401 - checked by the record
+    def _write(self, record: Callable[..., AnyLine], **fields: Any) -> None:  # noqa: ANN401 - checked by the record
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = record(run=self._run, time=now, job=self._job, **fields)
-        content = line.model_dump(mode="json")
-        # NaN and infinity, which a change to zero weights can be, are no JSON; pydantic has made them null.
+        shown = {name: _readable(value) for name, value in {**fields, "job": self._job}.items()}
+        line = record(run=self._run, time=now, **shown)
         try:
-            self._stream.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+            self._stream.write(line.model_dump_json() + "\n")  # what is no finite number is null
             self._stream.flush()
         except OSError as error:  # a full disk or a closed pipe is no reason to lose a render
             typer.secho(f"warning: --log-json ends here: {error.strerror or error}", err=True, fg=typer.colors.YELLOW)
+            if self._stream is sys.stdout:  # what is left in its buffer would fail again when Python exits
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self._stream = io.StringIO()
+
+
+def _readable(value: Any) -> Any:  # noqa: ANN401 - any field
+    """Names of files may hold bytes that are no text; JSON may not."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return [_readable(each) for each in value] if isinstance(value, list) else value

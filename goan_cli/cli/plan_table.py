@@ -15,6 +15,7 @@ from goan_cli.render.identity import bake_recipe
 from goan_cli.render.plan import PlannedLora, RenderPlan
 
 _MOST_IN_FULL = 8
+_LONGEST_PROMPT = 40
 
 
 def show_plans(plans: Sequence[RenderPlan], on_exists: OnExists, *, force: bool = False) -> None:
@@ -30,7 +31,7 @@ def show_plans(plans: Sequence[RenderPlan], on_exists: OnExists, *, force: bool 
     for column, side in (("job", "left"), ("size", "right"), ("seconds", "right"), ("steps", "right")):
         table.add_column(column, justify=cast("JustifyMethod", side), overflow="fold")
     for column in ("LoRAs", "state", "prompt"):
-        table.add_column(column, overflow="fold" if column == "LoRAs" else "ellipsis", no_wrap=column == "prompt")
+        table.add_column(column, overflow="fold")
     for standing in standings:
         table.add_row(*map(escape, _row(standing)))
     console.print(table)
@@ -43,7 +44,11 @@ def _row(standing: Standing) -> tuple[str, ...]:
     steps = f"{len(job.sections.sections)} x {job.sampling.steps}"
     name = _without_drawn_seed(job, job.name)
     seconds = f"{job.sections.frames / job.fps:.2f}"
-    return name, f"{job.size[0]}x{job.size[1]}", seconds, steps, loras or "-", _state(standing), job.prompt
+    return name, f"{job.size[0]}x{job.size[1]}", seconds, steps, loras or "-", _state(standing), _shortened(job.prompt)
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= _LONGEST_PROMPT else f"{prompt[:_LONGEST_PROMPT]}…"
 
 
 def _state(standing: Standing) -> str:

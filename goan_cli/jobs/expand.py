@@ -5,51 +5,51 @@ came from the matrix keep the lines that they stand on there.
 """
 
 import copy
-import glob
-import hashlib
 import itertools
-import json
-import math
-import os
-import re
-from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from goan_cli.documents import Data, Document, KeyPath
 from goan_cli.errors import Problem
+from goan_cli.jobs.axes import Axis, image_axis, key_parts, matrix_axes, too_many
 from goan_cli.jobs.job import Variant
-from goan_cli.jobs.schema import is_name
-
-_MOST_VARIANTS = 256
-_MOST_IMAGES = 10_000
-_MAX = "max"
-_NEVER_AXES = ("name", "matrix", "images")
-_LONGEST_LABEL = 24
-_SLUG = re.compile(r"[^\w.+-]+")
+from goan_cli.jobs.schema import RIVALS, is_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expanded:
-    """One job: its keys, the document that knows their lines, the name where it has none, and its matrix."""
+    """One job: its keys, the document that knows their lines, the name where it has none, and its matrix.
+
+    `keys` are those of its matrix's axes, `flawed` those that a wrong matrix would have given.
+    """
 
     data: Data
     document: Document
     default_name: str
     variant: Variant | None = None
+    keys: tuple[str, ...] = ()
+    flawed: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Axis:
-    """The values of one key, a label of each for names and pictures, and the line that each stands on."""
+class _Redirected(Mapping[KeyPath, int]):
+    """A document's lines, where what lies below some keys was taken from other places."""
 
-    key: str
-    short: str
-    values: Sequence[Data]
-    labels: tuple[str, ...]
-    lines: Sequence[int | None]
+    def __init__(self, lines: Mapping[KeyPath, int], sources: Mapping[KeyPath, KeyPath]) -> None:
+        self._lines = lines
+        self._sources = sources
+
+    def __getitem__(self, path: KeyPath) -> int:
+        for length in range(len(path), 0, -1):
+            if (source := self._sources.get(path[:length])) is not None:
+                return self._lines[(*source, *path[length:])]
+        return self._lines[path]
+
+    def __iter__(self) -> Iterator[KeyPath]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
 
 
 def expanded(
@@ -63,108 +63,59 @@ def expanded(
     if not isinstance(data, dict) or not {"images", "matrix"} & data.keys():
         return [Expanded(data=data, document=document, default_name=default_name)], []
     rest = {key: value for key, value in data.items() if key not in ("images", "matrix")}
-    alone = [Expanded(data=rest, document=document, default_name=default_name)]
-    images, problems = _images(data, document, path, base)
-    axes, wrong = _axes(data.get("matrix"), document, (*path, "matrix"))
-    problems += wrong or _too_many([*images, *axes], data.get("matrix"), document, path)
-    if problems or not (images or axes):
-        return alone, problems
+    images, problems = image_axis(data, document, path, base)
+    axes, wrong = matrix_axes(data, document, path)
+    problems += wrong or too_many([*images, *axes], data, document, path)
+    alone = Expanded(data=rest, document=document, default_name=default_name, flawed=_promised(data))
     given = rest.get("name")
+    if problems or not (images or axes) or (isinstance(given, str) and not is_name(given)):
+        return [alone], problems
     stem = given if isinstance(given, str) else "" if images else default_name
+    texts = tuple((axis.short, axis.texts) for axis in (*images, *axes))
     jobs = []
     for place in itertools.product(*(range(len(axis.values)) for axis in (*images, *axes))):
-        chosen = [(axis, at) for axis, at in zip((*images, *axes), place, strict=True)]
+        chosen = list(zip((*images, *axes), place, strict=True))
         values = copy.deepcopy(rest)
         for axis, at in chosen:
             if wrong_way := _put(values, defaults, axis.key, axis.values[at]):
-                return alone, [document.problem((*path, "matrix", axis.key), wrong_way)]
-        words = [axis.labels[at] if axis in images else f"{axis.short}={axis.labels[at]}" for axis, at in chosen]
-        name = "-".join([stem, *words] if stem else words)
+                return [alone], [document.problem((*path, "matrix", axis.key), wrong_way)]
+        name = "-".join([*([stem] if stem else []), *_words(chosen, len(images))])
         if isinstance(given, str):
             values["name"] = name
-        lines = {(*path, *_parts(axis.key)): line for axis, at in chosen if (line := axis.lines[at]) is not None}
-        texts = tuple((axis.short, tuple(_text(value) for value in axis.values)) for axis, _ in chosen)
+        sources = {(*path, *key_parts(axis.key)): axis.places[at] for axis, at in chosen}
         jobs.append(
             Expanded(
                 data=values,
-                document=replace(document, lines=ChainMap(lines, cast("dict[KeyPath, int]", document.lines))),
+                document=replace(document, lines=_Redirected(document.lines, sources)),
                 default_name=name,
                 variant=Variant(matrix=stem or default_name, axes=texts, place=place) if axes else None,
+                keys=tuple(axis.key for axis in axes),
             )
         )
     return jobs, []
 
 
-def _images(
-    data: Mapping[str, Data], document: Document, path: KeyPath, base: Path
-) -> tuple[list[_Axis], list[Problem]]:
-    """The files that the patterns of `images` match, as an axis of the key `image`; labels are their stems."""
-    patterns, at = data.get("images"), (*path, "images")
-    if patterns is None:
-        return [], []
-    if "image" in data:
-        return [], [document.problem(at, "given beside image; a job has one or the other")]
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
-        return [], [document.problem(at, "must be a pattern such as stills/*.png, or a list of them")]
-    files: list[str] = []
-    for pattern in patterns:
-        found = glob.glob(os.path.expanduser(pattern), root_dir=base, recursive=True) if "\0" not in pattern else []  # noqa: PTH111, PTH207 - a pattern is no path
-        found = sorted(file for file in found if (base / file).is_file())
-        if not found:
-            folder = (base / pattern).is_dir() if "\0" not in pattern else False
-            hint = f"a folder's pictures are {pattern.rstrip('/')}/*.png" if folder else None
-            return [], [document.problem(at, f"{pattern}: matches no file", hint=hint)]
-        files += [file for file in found if file not in files]
-    stems = [Path(file).stem for file in files]
-    # Two files of one stem differ in their suffix or their folder.
-    labels = [stem if stems.count(stem) == 1 else _slug(file) for file, stem in zip(files, stems, strict=True)]
-    line = document.line(at)
-    return [_Axis(key="image", short="image", values=files, labels=tuple(labels), lines=[line] * len(files))], []
+def _words(chosen: Sequence[tuple[Axis, int]], images: int) -> list[str]:
+    """What of a variant its name says: an image's label alone, other axes with their key."""
+    return [
+        axis.labels[at] if number < images else f"{axis.short}={axis.labels[at]}"
+        for number, (axis, at) in enumerate(chosen)
+    ]
 
 
-def _axes(matrix: Data, document: Document, at: KeyPath) -> tuple[list[_Axis], list[Problem]]:
-    if matrix is None:
-        return [], []
-    if not isinstance(matrix, dict):
-        return [], [document.problem(at, "must be keys with lists of values, such as seed: [1, 2, 3]")]
-    problems = []
-    keys = [key for key in matrix if key != _MAX]
-    if not keys:
-        problems.append(document.problem(at, "has no keys", hint="for example seed: [1, 2, 3]"))
-    axes = []
-    for key in keys:
-        values, place = matrix[key], (*at, key)
-        if key in _NEVER_AXES or not all(key.split(".")):
-            problems.append(document.problem(place, "cannot be an axis of a matrix"))
-        elif not isinstance(values, list) or not values:
-            problems.append(document.problem(place, "must be a list of values"))
-        else:
-            labels = tuple(_label(value) for value in values)
-            if twice := next((label for label in labels if labels.count(label) > 1), None):
-                problems.append(document.problem(place, f"has {twice} twice"))
-            lines = [document.lines.get((*place, index)) for index in range(len(values))]
-            axes.append(_Axis(key=key, short=_short(key, keys), values=values, labels=labels, lines=lines))
-    return axes, problems
-
-
-def _too_many(axes: Sequence[_Axis], matrix: Data, document: Document, path: KeyPath) -> list[Problem]:
-    most = matrix.get(_MAX, _MOST_VARIANTS) if isinstance(matrix, dict) else _MOST_IMAGES
-    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        return [document.problem((*path, "matrix", _MAX), "must be a whole number of at least 1")]
-    count = math.prod(len(axis.values) for axis in axes)
-    if count <= most:
-        return []
-    if isinstance(matrix, dict):
-        return [document.problem((*path, "matrix"), f"makes {count} jobs, more than {most}", hint="max: allows more")]
-    return [document.problem((*path, "images"), f"matches {count} files, more than {most}")]
+def _promised(data: Mapping[str, Data]) -> frozenset[str]:
+    """The keys that `images` and `matrix` were to give."""
+    matrix = data.get("matrix")
+    keys = {str(key_parts(key)[0]) for key in matrix} if isinstance(matrix, dict) else set()
+    return frozenset(keys | ({"image"} if data.get("images") is not None else set()))
 
 
 def _put(values: dict[str, Data], defaults: Mapping[str, Data], key: str, value: Data) -> str | None:
     """Set a key with dots in it; what it reaches into may stand in the defaults. Returns what is wrong."""
-    first, *rest = _parts(key)
+    first, *rest = key_parts(key)
     if not rest:
         values[key] = copy.deepcopy(value)
+        values.pop(RIVALS.get(key, ""), None)
         return None
     values.setdefault(str(first), copy.deepcopy(defaults.get(str(first))))
     holder: Data = values
@@ -184,35 +135,3 @@ def _put(values: dict[str, Data], defaults: Mapping[str, Data], key: str, value:
         holder, at = inner, part
     holder[at] = copy.deepcopy(value)
     return None
-
-
-def _parts(key: str) -> list[str | int]:
-    """`loras.0.weight` as a key path."""
-    return [int(part) if part.isascii() and part.isdecimal() else part for part in key.split(".")]
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    """The last word of a key, with what stands before it only where another axis ends with the same."""
-    last = key.rsplit(".", maxsplit=1)[-1]
-    return last if sum(other.rsplit(".", maxsplit=1)[-1] == last for other in keys) == 1 else key
-
-
-def _label(value: Data) -> str:
-    """A value in a file name: itself where it is short and plain, else its beginning and a digest of the rest."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    if isinstance(value, str) and len(value) <= _LONGEST_LABEL and is_name(value) and " " not in value:
-        return value
-    return _slug(_text(value))
-
-
-def _text(value: Data) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-def _slug(text: str) -> str:
-    # Of a path the file's name says the most.
-    plain = _SLUG.sub("-", Path(text).stem if "/" in text and " " not in text else text).strip("-.")[:_LONGEST_LABEL]
-    return f"{plain.rstrip('-.')}+{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:6]}"

@@ -13,12 +13,12 @@ from typing import Any
 from goan_cli.checking import checked, nearest
 from goan_cli.documents import Data, Document, KeyPath, parse_document, read_document
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, Problem
-from goan_cli.jobs.expand import expanded
+from goan_cli.files import is_folder
+from goan_cli.jobs.axes import key_parts
+from goan_cli.jobs.expand import Expanded, expanded
 from goan_cli.jobs.job import Variant
 from goan_cli.jobs.presets import read_preset
-from goan_cli.jobs.schema import BatchSpec, GatesSpec, JobEntry, JobSpec, OutputSpec
-
-_RIVALS = {"seconds": "sections", "sections": "seconds"}
+from goan_cli.jobs.schema import RIVALS, BatchSpec, GatesSpec, JobEntry, JobSpec, OutputSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +86,14 @@ def job_files(paths: Sequence[Path]) -> tuple[list[Path], list[Problem]]:
     files: list[Path] = []
     problems: list[Problem] = []
     for path in paths:
-        if not path.is_dir():
+        if not is_folder(path):
             files.append(path)
             continue
         try:
             inside = sorted(
-                file for file in path.iterdir() if file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
+                file
+                for file in path.iterdir()
+                if file.suffix.lower() in (".yaml", ".yml") and not file.name.startswith(".")
             )
         except OSError as error:
             problems.append(Problem(file=path, message=f"cannot be read: {error.strerror or error}"))
@@ -179,9 +181,19 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
             job, wrong = _layer(JobEntry, each.data, each.document, path, base)
             problems += wrong
             request, wrong = _merged([defaults, job, top], default_name=each.default_name, base=base)
-            requests.append(replace(request, variant=each.variant))
-            problems += wrong
+            requests.append(replace(request, variant=each.variant, flawed=request.flawed | each.flawed))
+            problems += wrong + _overruled(each, top)
     return requests, problems
+
+
+def _overruled(job: Expanded, top: _Layer) -> list[Problem]:
+    """Axes of a matrix that the command line would undo, so that names promised what the jobs have not."""
+    axes = () if job.variant is None else (key_parts(key)[0] for key in job.keys)
+    return [
+        top.origin.problem((str(key),), "is an axis of a matrix; all its jobs would have this one value")
+        for key in axes
+        if key in top.spec.model_fields_set
+    ]
 
 
 def _layer(
@@ -244,8 +256,8 @@ def _merged(layers: Sequence[_Layer], *, default_name: str, base: Path) -> tuple
             if value is None:  # null takes back what weaker layers say
                 values.pop(key, None)
                 continue
-            if key in _RIVALS:
-                values.pop(_RIVALS[key], None)
+            if key in RIVALS:
+                values.pop(RIVALS[key], None)
             if isinstance(value, OutputSpec | GatesSpec) and (below := values.get(key)) is not None:
                 value = below.model_copy(update={name: getattr(value, name) for name in value.model_fields_set})
             values[key] = value

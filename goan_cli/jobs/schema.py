@@ -28,6 +28,10 @@ _LONGEST_NAME = 200
 NAME_RULE = f"letters, digits, spaces and . _ - + @ = , and at most {_LONGEST_NAME} bytes"
 
 
+# Two ways to say one thing: the stronger layer's takes the other's place.
+RIVALS = {"seconds": "sections", "sections": "seconds"}
+
+
 def is_name(value: str) -> bool:
     """Whether a result can have this name on every file system."""
     fits = len(value.encode("utf-8", "replace")) <= _LONGEST_NAME
@@ -203,15 +207,22 @@ class JobEntry(JobSpec):
     images: Any = Field(
         None,
         description="A pattern such as stills/*.png, or a list of them: one job an image.",
-        json_schema_extra={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        json_schema_extra={
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]
+        },
     )
     matrix: Any = Field(
         None,
         description="Lists of values by key, such as seed or loras.0.weight: one job for each combination.",
         json_schema_extra={
-            "type": "object",
-            "properties": {"max": {"type": "integer", "minimum": 1, "default": 256}},
-            "additionalProperties": {"type": "array", "minItems": 1},
+            "anyOf": [
+                {
+                    "type": "object",
+                    "properties": {"max": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 256}},
+                    "additionalProperties": {"type": "array", "minItems": 1},
+                },
+                {"type": "null"},
+            ]
         },
     )
 

@@ -1,10 +1,12 @@
 """What is measured on every rendered frame, and what a job's gates make of it. Levels are of 255."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from goan_cli.jobs.job import Gate, Gates
 from goan_cli.jobs.sections import SectionPlan
@@ -135,12 +137,11 @@ def quality_of(content: object) -> Quality | None:
     if not isinstance(content, dict):
         return None
     try:
-        sections = tuple(SectionQuality(**section) for section in content["sections"])
-        names = ("finite", "black", "still_seconds", "seconds")
-        measured = {name: content[name] for name in names}
-        return Quality(**measured, black_frames=tuple(content["black_frames"]), sections=sections)
-    except (KeyError, TypeError):
+        measured = {name: value for name, value in content.items() if name != "findings"}
+        quality = TypeAdapter(Quality).validate_json(json.dumps(measured), strict=True)
+    except (ValidationError, TypeError, ValueError):
         return None
+    return quality if quality.sections else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from goan_cli.errors import InvalidInput
 from goan_cli.files import write_text
 from goan_cli.jobs.job import Job
@@ -15,8 +17,28 @@ from goan_cli.output.quality import Finding, Quality
 from goan_cli.output.video import VideoInfo
 
 SIDECAR_VERSION = 1
-# Characters that JSON allows as they are and YAML does not: a sidecar's settings are a job file again.
-_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
+# Characters that JSON allows as they are and YAML does not, since a sidecar's settings are a job file again; and
+# those that stand for bytes of a file's name that are no text, which no encoding has.
+_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+
+
+class _VideoShape(BaseModel):
+    file: str
+    sha256: str
+    frames: int
+    seconds: float
+
+
+class _Shape(BaseModel):
+    """What readers of a sidecar rely on; the rest may be anything."""
+
+    version: int
+    settings: dict[str, Any]
+    video: _VideoShape
+    pack: dict[str, Any]
+    inputs: dict[str, Any] = {}
+    bake: dict[str, Any] | None = None
+    versions: dict[str, str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +174,13 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"{path}: no such file") from error
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: not a sidecar: {error}") from error
-    if not isinstance(content, dict) or not {"version", "settings", "video", "pack"} <= content.keys():
-        raise InvalidInput(f"{path}: not a sidecar of goan")
-    if content["version"] != SIDECAR_VERSION:
+    if isinstance(content, dict) and isinstance(content.get("version"), int) and content["version"] > SIDECAR_VERSION:
         raise InvalidInput(f"{path}: a sidecar of version {content['version']}, which this goan cannot read")
-    return content
+    try:
+        _Shape.model_validate(content)
+    except ValidationError as error:
+        raise InvalidInput(f"{path}: not a sidecar of goan") from error
+    return dict(content)
 
 
 def write_sidecar(path: Path, content: Mapping[str, Any]) -> None:

@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from goan_cli.batch.run import render_jobs
+from goan_cli.batch.stop import Stop
+from goan_cli.batch.survey import RunSettings
+from goan_cli.render.events import CheckpointWritten
 from tests.cli.conftest import Goan, content_of
-from tests.conftest import MINIMAL, write_jobs
+from tests.conftest import MINIMAL, plan_files, write_jobs
+
+QUICK = {**MINIMAL, "steps": 1, "size": [32, 16], "window": 1, "seed": 7}
 
 
 def squeezed(text: str | Path) -> str:
@@ -69,8 +75,149 @@ def test_a_drawn_seed_is_not_promised(folder: Path, goan: Goan) -> None:
     """Without a seed the plan promises none, neither in a row of its own nor in the name of the output."""
     run = goan("plan", "--image", folder / "start.png", "--prompt", "x")
     assert "drawn when it renders" in run.out
-    output = squeezed(run.out.partition("\noutput ")[2].partition("\nsections")[0])
+    output = squeezed(run.out.partition("\noutput ")[2].partition("\nstate ")[0])
     assert not any(character.isdecimal() for character in Path(output).name.removesuffix(".mp4"))
+
+
+# -- many jobs
+
+
+def rows_of(out: str) -> list[list[str]]:
+    """The cells of a table's rows, its head first."""
+    lines = [line.replace("┃", "│") for line in out.splitlines()]
+    return [[cell.strip() for cell in line.split("│")] for line in lines if "│" in line]
+
+
+def test_many_jobs_are_one_table(folder: Path, goan: Goan) -> None:
+    """More than eight jobs are a row each, in order, with what they ask for; the last line counts the work."""
+    loras = ["style.safetensors", {"path": "style.safetensors", "weight": 0.5}]
+    job = {**MINIMAL, "prompt": "a [ball]", "size": [64, 48], "steps": 4, "fps": 24, "sections": 2, "loras": loras}
+    weights = {"loras.1.weight": [0.5, 0.25], "seed": [1, 2, 3, 4, 5]}
+    run = goan("plan", write_jobs(folder / "shot.yaml", {**job, "matrix": weights}))
+    assert (run.code, run.err) == (0, "")
+    rows = rows_of(run.out)
+    assert rows[0] == ["job", "size", "seconds", "steps", "LoRAs", "state", "prompt"]
+    assert rows[1:] == [
+        [
+            f"shot-weight={weight}-seed={seed}",
+            "64x48",
+            "1.04",
+            "2 x 4",
+            f"style x 1, style x {weight}",
+            "new",
+            "a [ball]",
+        ]
+        for weight in ("0.5", "0.25")
+        for seed in range(1, 6)
+    ]
+    assert run.out.splitlines()[-1] == "10 jobs, 10 to render: 2 recipes, 80 steps"
+
+
+@pytest.mark.parametrize(("count", "table"), [(8, False), (9, True)])
+def test_few_jobs_are_shown_in_full(folder: Path, goan: Goan, count: int, table: bool) -> None:
+    """Up to eight jobs are shown one by one, with their sections."""
+    run = goan("plan", write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {"seed": list(range(count))}}))
+    assert run.out.count("sections in sampling order") == (0 if table else count)
+    assert all(f"shot-seed={seed}" in run.out for seed in range(count))
+
+
+def test_the_table_counts_what_is_left(folder: Path, goan: Goan) -> None:
+    """Jobs that are up to date stand in the table as such, and are not counted as work."""
+    path = write_jobs(folder / "shot.yaml", {**QUICK, "seed": None, "matrix": {"seed": list(range(10, 19))}})
+    assert goan("render", path, "--jobs", "*=12", "--jobs", "*=15").code == 0
+    run = goan("plan", path)
+    states = [row[5] for row in rows_of(run.out)[1:]]
+    assert states == ["new", "new", "up to date", "new", "new", "up to date", "new", "new", "new"]
+    assert run.out.splitlines()[-1] == "9 jobs, 7 to render: 1 recipe, 7 steps"
+
+
+# -- which jobs
+
+
+def shown(out: str) -> list[str]:
+    """The names of the jobs that are shown in full."""
+    return [line.split(" ─")[0] for line in out.splitlines() if " ─" in line]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["night-*"], ["night-1", "night-2"]),
+        (["day", "*-2"], ["night-2", "day"]),
+        (["*"], ["night-1", "night-2", "day"]),
+    ],
+)
+def test_jobs_by_name(folder: Path, goan: Goan, patterns: list[str], names: list[str]) -> None:
+    """`--jobs` plans the jobs whose names match a pattern, in the order of the files."""
+    first = write_jobs(folder / "night.yaml", {"jobs": [dict(MINIMAL), dict(MINIMAL)]})
+    second = write_jobs(folder / "day.yaml", dict(MINIMAL))
+    run = goan("plan", first, second, *(word for pattern in patterns for word in ("--jobs", pattern)))
+    assert (run.code, shown(run.out)) == (0, names)
+
+
+def test_no_job_of_that_name(folder: Path, goan: Goan) -> None:
+    """A pattern that no job matches is refused with the nearest name, whatever the other patterns match."""
+    path = write_jobs(folder / "night.yaml", {"jobs": [dict(MINIMAL), dict(MINIMAL)]})
+    run = goan("plan", path, "--jobs", "night-1", "--jobs", "nihgt-2")
+    assert (run.code, run.out) == (2, "")
+    assert run.err == "error: --jobs nihgt-2: no job has such a name (did you mean night-2?)\n"
+
+
+def test_problems_are_told_whatever_is_chosen(folder: Path, goan: Goan) -> None:
+    """A job that is not chosen is still checked for what its file says wrongly."""
+    path = write_jobs(folder / "night.yaml", {"jobs": [dict(MINIMAL), {**MINIMAL, "stpes": 3}]})
+    run = goan("plan", path, "--jobs", "night-1")
+    assert run.code == 2
+    assert "jobs[1].stpes: unknown key" in run.err
+
+
+def test_folder_of_jobs(folder: Path, goan: Goan) -> None:
+    """A folder is planned as all its job files, by name; an empty one is refused."""
+    (folder / "shots" / "empty").mkdir(parents=True)
+    for name in ("b", "a"):
+        write_jobs(folder / "shots" / f"{name}.yaml", {**MINIMAL, "image": "../start.png"})
+    run = goan("plan", folder / "shots")
+    assert (run.code, shown(run.out)) == (0, ["a", "b"])
+    run = goan("plan", folder / "shots" / "empty")
+    assert run.code == 2
+    assert "shots/empty: no job files in this folder" in run.err
+
+
+# -- what is there already
+
+
+def state_of(out: str) -> str:
+    """What the plan of one job says of its state, without white space."""
+    return squeezed(out.partition("\nstate ")[2].partition("\nsections")[0])
+
+
+def test_states_of_a_job(folder: Path, goan: Goan) -> None:
+    """A job is new, then up to date; changed, it is new under the next name, since the first is taken."""
+    path = write_jobs(folder / "shot.yaml", QUICK)
+    assert state_of(goan("plan", path).out) == "new"
+    assert goan("render", path).code == 0
+    before = content_of(folder)
+    assert state_of(goan("plan", path).out) == "uptodate"
+    video = folder / "renders" / "shot.mp4"
+    changed = goan("plan", path, "--set", "seed=8").out
+    assert shown(changed) == ["shot-2"]
+    assert state_of(changed) == squeezed(f"new, {video} is another recipe's result")
+    assert content_of(folder) == before
+    video.unlink()
+    assert state_of(goan("plan", path).out) == squeezed("new, shot.mp4 is gone")
+
+
+def test_state_of_a_job_that_was_stopped(folder: Path, goan: Goan) -> None:
+    """A job that was stopped in its middle says how much of it is done."""
+    path = write_jobs(folder / "shot.yaml", {**QUICK, "sections": 4})
+    stop = Stop()
+
+    def listen(event: object) -> None:
+        if isinstance(event, CheckpointWritten):
+            stop.ask("enough")
+
+    render_jobs(plan_files(path), RunSettings(device="cpu", stop=stop), listener=listen)
+    assert state_of(goan("plan", path).out) == "25%done"
 
 
 @pytest.mark.parametrize(
@@ -99,3 +246,12 @@ def test_long_prompts(folder: Path, goan: Goan) -> None:
     prompt = " ".join(f"word{number}" for number in range(100))
     run = goan("plan", "--image", folder / "start.png", "--prompt", prompt)
     assert all(word in run.out for word in prompt.split())
+
+
+def test_table_with_long_prompts(folder: Path, goan: Goan) -> None:
+    """A long prompt is cut, and leaves the other columns their room."""
+    prompt = "a ball that rolls down the long street and on and on " * 4
+    job = {**MINIMAL, "prompt": prompt, "matrix": {"seed": list(range(9))}}
+    out = goan("plan", write_jobs(folder / "shot.yaml", job)).out
+    assert all(f"shot-seed={seed}" in out for seed in range(9))
+    assert "…" in out

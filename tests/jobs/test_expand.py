@@ -281,7 +281,7 @@ def test_paths_of_a_matrix_are_relative_to_the_file(folder: Path) -> None:
         ("loras: [a]\nmatrix:\n  loras.first.weight: [1]", 6, r"this job has no loras\.first\.weight"),
         ("seed: 3\nmatrix:\n  seed.x: [1]", 6, r"this job has no seed\.x"),
         ("output: {crf: 1}\nmatrix:\n  output.0: [1]", 6, r"this job has no output\.0"),
-        ("matrix:\n  seed: [1]\n  max: 0", 6, r"matrix\.max: must be a whole number of at least 1"),
+        ("matrix:\n  seed: [1]\n  max: 0", 6, r"matrix\.max: must be a whole number from 1 to 10000"),
         ("matrix:\n  seed: [1]\n  max: '9'", 6, r"matrix\.max: must be a whole number"),
         ("matrix:\n  seed: [1]\n  max: true", 6, r"matrix\.max: must be a whole number"),
         ("matrix:\n  seed: [1]\n  max: 2.5", 6, r"matrix\.max: must be a whole number"),
@@ -526,3 +526,104 @@ def test_every_key_of_a_job_can_be_an_axis_or_says_why() -> None:
     """Every key but `name`, `images` and `matrix` can be an axis."""
     refused = [key for key in JobEntry.model_fields if variants_of({key: ["a", "b"]})[1]]
     assert refused == ["name", "images", "matrix"]
+
+
+@pytest.mark.parametrize("key", ["0.5", "0.x", "7.weight", "loras." + "9" * 5000 + ".weight"])
+def test_axes_that_begin_with_a_number(folder: Path, key: str) -> None:
+    """Keys that no job has are problems, whatever numbers are in them."""
+    assert problems_in(write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {key: [1]}}))
+
+
+@pytest.mark.parametrize("images", ["a" * 300, "a" * 5000, "stills/" + "a" * 256])
+def test_long_patterns(folder: Path, images: str) -> None:
+    """A pattern longer than a file name can be matches no file."""
+    (line,) = problems_in(write_jobs(folder / "shot.yaml", {"prompt": "x", "images": images}))
+    assert "matches no file" in line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "prompt: x\nimages: gone/*.png\n",
+        "image: start.png\nmatrix: {prompt: x}\n",
+        "image: start.png\nmatrix: {max: 1, prompt: [a, b]}\n",
+        "prompt: x\nmatrix: {image: [start.png, start.png]}\n",
+    ],
+)
+def test_a_wrong_matrix_is_not_a_missing_key_too(folder: Path, content: str) -> None:
+    """What a wrong matrix would have given is not called missing besides."""
+    assert len(problems_in(write_jobs(folder / "shot.yaml", content))) == 1
+
+
+def test_line_of_a_value_that_replaces(folder: Path) -> None:
+    """A problem inside a value of the matrix is told at its line there, not at what it replaces."""
+    text = (
+        "image: start.png\nprompt: x\nsections: 1\nloras: [{path: style.safetensors, weight: 1}]\nmatrix:\n  loras:\n"
+    )
+    text += "    - [{path: style.safetensors, weight: 5}]\n"
+    (line,) = problems_in(write_jobs(folder / "shot.yaml", text))
+    assert "shot.yaml:7: loras[0].weight" in line
+
+
+def test_images_beside_an_axis_of_images(folder: Path) -> None:
+    """Pictures are given in one way, not in two."""
+    job = {"prompt": "x", "images": "*.png", "matrix": {"image": ["start.png"]}}
+    (line,) = problems_in(write_jobs(folder / "shot.yaml", job))
+    assert "given beside images" in line
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        {"output.crf": [20, 30], "output": [{"dir": "a"}, {"dir": "b"}]},
+        {"loras.0.weight": [1, 0.5], "loras.00.weight": [1, 2]},
+    ],
+)
+def test_axes_that_undo_each_other(folder: Path, matrix: dict[str, Any]) -> None:
+    """An axis that would set again what an earlier one has set is refused."""
+    job = {**MINIMAL, "loras": ["style.safetensors"], "matrix": matrix}
+    (line,) = problems_in(write_jobs(folder / "shot.yaml", job))
+    assert "would undo" in line
+
+
+def test_close_numbers(folder: Path) -> None:
+    """Numbers that differ in their eighth digit are two values."""
+    path = write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {"guidance_scale": [1.0000001, 1.0000002]}})
+    assert [plan.job.name for plan in plan_files(path)] == [
+        "shot-guidance_scale=1.0000001",
+        "shot-guidance_scale=1.0000002",
+    ]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b"])
+def test_a_wrong_name_of_a_matrix(folder: Path, name: str) -> None:
+    """A name that no file can have is one problem, as it is without a matrix."""
+    path = write_jobs(folder / "shot.yaml", {**MINIMAL, "name": name, "matrix": {"seed": [1, 2]}})
+    assert len(problems_in(path)) == 1
+
+
+def test_images_with_names_that_results_cannot_have(folder: Path) -> None:
+    """A picture called `photo (1).png` makes a job with a name that a result can have."""
+    (folder / "photo (1).png").write_bytes((folder / "start.png").read_bytes())
+    (plan,) = plan_files(write_jobs(folder / "shot.yaml", {"prompt": "x", "sections": 1, "images": "ph*.png"}))
+    assert plan.job.name.startswith("photo-1")
+
+
+def test_one_image_in_two_spellings(folder: Path) -> None:
+    """A picture that two patterns match is one job."""
+    job = {"prompt": "x", "sections": 1, "images": ["./start.png", "start.png"]}
+    assert len(plan_files(write_jobs(folder / "shot.yaml", job))) == 1
+
+
+def test_an_axis_takes_its_rivals_place(folder: Path) -> None:
+    """An axis of seconds replaces the job's sections."""
+    plans = plan_files(write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {"seconds": [1, 2]}}))
+    assert [plan.job.seconds for plan in plans] == [1.0, 2.0]
+
+
+def test_the_command_line_cannot_undo_an_axis(folder: Path) -> None:
+    """A setting for all jobs that is an axis of a matrix would make their names untrue, and is refused."""
+    path = write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {"seed": [1, 2]}})
+    (line,) = problems_in(path, settings=["seed=9"])
+    assert "seed: is an axis of a matrix" in line
+    assert len(plan_files(path, settings=["steps=2"])) == 2

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from goan_cli.documents import Document
 from goan_cli.errors import GoanError, InvalidInput
-from goan_cli.jobs.load import JobRequest, load_requests, looks_like_path, request_from_settings, settings_document
+from goan_cli.jobs.load import (
+    JobRequest,
+    job_files,
+    load_requests,
+    looks_like_path,
+    request_from_settings,
+    selected,
+    settings_document,
+)
 from goan_cli.jobs.schema import JobSpec
 from tests.conftest import MINIMAL, plan_files, problems_in, write_jobs
 
@@ -61,6 +69,21 @@ def test_output_is_merged_key_by_key(folder: Path) -> None:
     output = request.spec.output
     assert output is not None
     assert (output.dir, output.crf, output.keep_latents) == (str(folder / "out"), 30, True)
+
+
+def test_gates_are_merged_key_by_key(folder: Path) -> None:
+    """A layer that sets one gate leaves the others to the layers below, the preset's among them."""
+    (folder / "look.yaml").write_text("gates: {nan: warn, black: fail}\nretry_seeds: 3\n")
+    content = {
+        "defaults": {"preset": "look.yaml", "gates": {"black": "off", "drift": "warn"}},
+        "jobs": [{**MINIMAL, "gates": {"drift": "fail"}}, {**MINIMAL, "gates": None, "retry_seeds": 0}],
+    }
+    first, second = requests_in(write_jobs(folder / "jobs.yaml", content), "gates.frozen=off")
+    asked = [
+        request.spec.gates.model_dump(exclude_none=True) if request.spec.gates else {} for request in (first, second)
+    ]
+    assert asked == [{"nan": "warn", "black": "off", "drift": "fail", "frozen": "off"}, {"frozen": "off"}]
+    assert (first.spec.retry_seeds, second.spec.retry_seeds) == (3, 0)
 
 
 def test_loras_are_replaced_as_a_whole(folder: Path) -> None:
@@ -157,6 +180,98 @@ def test_names_from_files_are_checked_too(folder: Path, stem: str) -> None:
     JobSpec.model_validate({"name": plan.job.name})
 
 
+def test_name_of_a_request(folder: Path) -> None:
+    """A request has the name that its result will have; a seed yet to be drawn stands in it as `{seed}`."""
+    path = write_jobs(folder / "shots.yaml", {"jobs": [dict(MINIMAL), {**MINIMAL, "name": "given"}]})
+    assert [request.name for request in requests_in(path)] == ["shots-1", "given"]
+    (request,), _ = request_from_settings(settings_document(["prompt=x"], {}), name="start-{seed}")
+    assert request.name == "start-{seed}"
+
+
+# -- folders of job files
+
+
+def test_folder_of_job_files(folder: Path) -> None:
+    """A folder stands for its YAML files, by name; neither hidden ones, nor others, nor those of folders in it."""
+    (folder / "night" / "deep").mkdir(parents=True)
+    for name in ("b.yaml", "a.yml", "c.yaml", ".hidden.yaml", "notes.txt", "d.yaml.bak", "deep/e.yaml", "yaml"):
+        write_jobs(folder / "night" / name, {**MINIMAL, "image": "../start.png"})
+    files, problems = job_files([folder / "night"])
+    assert (files, problems) == ([folder / "night" / name for name in ("a.yml", "b.yaml", "c.yaml")], [])
+    assert [plan.job.name for plan in plan_files(folder / "night")] == ["a", "b", "c"]
+
+
+def test_folders_beside_files(folder: Path) -> None:
+    """Files and folders keep the order that they are given in, and a job's paths start at its own file."""
+    (folder / "night").mkdir()
+    first = write_jobs(folder / "night" / "z.yaml", {**MINIMAL, "image": "../start.png"})
+    second = write_jobs(folder / "a.yaml", dict(MINIMAL))
+    (request, other) = load_requests([folder / "night", second])[0]
+    assert (request.origin.document.file, other.origin.document.file) == (first, second)
+    assert request.default_dir == folder / "night" / "renders"
+
+
+def test_problems_of_folders(folder: Path) -> None:
+    """A folder without job files is a problem that names it, beside the problems of the files in other folders."""
+    (folder / "empty").mkdir()
+    (folder / "night").mkdir()
+    write_jobs(folder / "night" / "a.yaml", {**MINIMAL, "image": "../start.png", "steps": 0})
+    write_jobs(folder / "night" / "b.yaml", {**MINIMAL, "image": "../start.png", "fps": 0})
+    lines = problems_in(folder / "empty", folder / "night", folder / "gone")
+    assert [line.removeprefix(f"{folder}/").split(" (")[0] for line in lines] == [
+        "empty: no job files in this folder",
+        "night/a.yaml:4: steps: must be greater than or equal to 1, not 0",
+        "night/b.yaml:4: fps: must be greater than or equal to 1, not 0",
+        "gone: no such file",
+    ]
+
+
+# -- jobs by name
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        ([], ["night-1", "night-2", "night-10", "Day", "day"]),
+        (["day"], ["day"]),
+        (["night-*"], ["night-1", "night-2", "night-10"]),
+        (["night-?"], ["night-1", "night-2"]),
+        (["night-[2-9]", "[dD]ay"], ["night-2", "Day", "day"]),
+        (["day", "night-1", "*1"], ["night-1", "day"]),
+        (["*"], ["night-1", "night-2", "night-10", "Day", "day"]),
+    ],
+)
+def test_selected_jobs(folder: Path, patterns: list[str], names: list[str]) -> None:
+    """Jobs that match any of the patterns are kept, once and in their order; without patterns all are."""
+    jobs = [{**MINIMAL, "name": name} for name in ("night-1", "night-2", "night-10", "Day", "day")]
+    requests = requests_in(write_jobs(folder / "jobs.yaml", {"jobs": jobs}))
+    assert [request.name for request in selected(requests, patterns)] == names
+
+
+def test_selected_variants(folder: Path) -> None:
+    """Variants of a matrix are chosen by their own names."""
+    job = {**MINIMAL, "matrix": {"seed": [1, 2], "steps": [1, 2]}}
+    requests = requests_in(write_jobs(folder / "shot.yaml", job))
+    chosen = selected(requests, ["shot-seed=2-*"])
+    assert [(request.spec.seed, request.spec.steps) for request in chosen] == [(2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        (["nihgt"], r"--jobs nihgt: no job has such a name \(did you mean night\?\)"),
+        (["night", "nothing-*"], r"--jobs nothing-\*: no job has such a name \(valid: day, night\)"),
+        ([""], r"--jobs : no job has such a name"),
+    ],
+)
+def test_patterns_that_match_nothing(folder: Path, patterns: list[str], words: str) -> None:
+    """A pattern that matches no job is refused, with the names that there are, whatever the others match."""
+    jobs = [{**MINIMAL, "name": name} for name in ("night", "day")]
+    requests = requests_in(write_jobs(folder / "jobs.yaml", {"jobs": jobs}))
+    with pytest.raises(InvalidInput, match=words):
+        selected(requests, patterns)
+
+
 # -- problems
 
 
@@ -215,6 +330,11 @@ def test_all_problems_of_all_files(folder: Path) -> None:
         ("jobs: [{}]\ndefaults:\n  stesp: 3", r":3: defaults\.stesp: unknown key \(did you mean steps\?\)"),
         ("jobs: [{}]\ndefaults: [1]", r":2: defaults: must be "),
         ("prompt: [a]", r":1: prompt: must be "),
+        ("gates: {blak: off}", r":1: gates\.blak: unknown key \(did you mean black\?\)"),
+        ("gates: {black: never}", r":1: gates\.black: must be 'fail', 'warn' or 'off', not 'never'"),
+        ("gates:\n  nan: off\n  frozen: true", r":3: gates\.frozen: must be "),
+        ("gates: off", r":1: gates: must be keys and values, not 'off'"),
+        ("retry_seeds: 101", r":1: retry_seeds: must be less than or equal to 100, not 101"),
     ],
 )
 def test_one_problem(folder: Path, text: str, expected: str) -> None:
@@ -459,3 +579,9 @@ def test_random_files(folder: Path, content: bytes) -> None:
 def test_random_yaml(folder: Path, text: str) -> None:
     """Whatever YAML's own punctuation spells, it is planned or refused with a GoanError."""
     _plan_or_refuse(write_jobs(folder / "jobs.yaml", text))
+
+
+def test_long_file_names(folder: Path) -> None:
+    """A name longer than a file's can be is a problem of that file."""
+    (line,) = problems_in(Path("a" * 300))
+    assert line.startswith("a" * 300 + ": cannot be read")

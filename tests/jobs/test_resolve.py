@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from goan_cli.jobs.job import Job, ModelDefaults, StepCache
+from goan_cli.jobs.job import Gate, Gates, Job, ModelDefaults, StepCache, Variant
 from goan_cli.jobs.load import load_requests
 from goan_cli.jobs.resolve import resolve_job
 from goan_cli.jobs.sections import Family
@@ -35,6 +35,8 @@ def test_defaults(folder: Path) -> None:
     assert (job.output.dir, job.output.crf, job.output.keep_latents) == (folder / "renders", 16, False)
     assert not job.output.contact_sheet
     assert job.loras == ()
+    assert job.gates == Gates(nan=Gate.FAIL, black=Gate.WARN, frozen=Gate.WARN, drift=Gate.OFF)
+    assert (job.retry_seeds, job.variant) == (0, None)
 
 
 def test_everything_given(folder: Path) -> None:
@@ -60,6 +62,8 @@ def test_everything_given(folder: Path) -> None:
             "step_cache": {"threshold": 0.2},
             "loras": [{"path": "style.safetensors", "weight": 0}],
             "output": {"dir": "out", "keep_latents": True, "contact_sheet": True, "crf": 1},
+            "gates": {"nan": "off", "black": "fail", "frozen": "off", "drift": "warn"},
+            "retry_seeds": 5,
         },
     )
     sampling = job.sampling
@@ -71,6 +75,8 @@ def test_everything_given(folder: Path) -> None:
     assert [(lora.path, lora.weight) for lora in job.loras] == [(folder / "style.safetensors", 0.0)]
     assert (job.output.dir, job.output.crf, job.output.keep_latents) == (folder / "out", 1, True)
     assert job.output.contact_sheet
+    assert job.gates == Gates(nan=Gate.OFF, black=Gate.FAIL, frozen=Gate.OFF, drift=Gate.WARN)
+    assert job.retry_seeds == 5
 
 
 def test_absent_seed_is_drawn(folder: Path) -> None:
@@ -116,6 +122,24 @@ def test_step_cache_off(folder: Path) -> None:
     """`off` in a job turns off the step cache of a preset."""
     assert resolved(folder, {**MINIMAL, "preset": "draft"}).sampling.step_cache == StepCache(threshold=0.15)
     assert resolved(folder, {**MINIMAL, "preset": "draft", "step_cache": "off"}).sampling.step_cache is None
+
+
+def test_gates_left_open(folder: Path) -> None:
+    """A gate that is not given, or given as null, is as by default beside one that is given."""
+    job = resolved(folder, {**MINIMAL, "gates": {"black": "fail", "nan": None}})
+    assert job.gates == Gates(nan=Gate.FAIL, black=Gate.FAIL, frozen=Gate.WARN, drift=Gate.OFF)
+
+
+def test_variant_of_a_matrix(folder: Path) -> None:
+    """A job of a matrix keeps its place there."""
+    requests, _ = load_requests([write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {"seed": [4, 9]}})])
+    jobs = [resolve_job(request, FULL_SIZE)[0] for request in requests]
+    axes = (("seed", ("4", "9")),)
+    assert [job and job.variant for job in jobs] == [
+        Variant(matrix="shot", axes=axes, place=(0,)),
+        Variant(matrix="shot", axes=axes, place=(1,)),
+    ]
+    assert [job and job.sampling.seed for job in jobs] == [4, 9]
 
 
 def test_folder_of_the_command_line(folder: Path) -> None:

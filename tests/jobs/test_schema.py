@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from goan_cli.jobs.schema import JobSpec, LoraSpec, OutputSpec, StepCacheSpec, json_schema
+from goan_cli.jobs.schema import GatesSpec, JobEntry, JobSpec, LoraSpec, OutputSpec, StepCacheSpec, json_schema
 
 SCHEMA = json_schema()
 # The vocabulary of draft 2020-12 that a schema like this one can need.
@@ -29,7 +29,8 @@ TYPES: Mapping[str, type | tuple[type, ...]] = {
 def subschemas(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """A schema and all that it is made of."""
     yield schema
-    nested = [schema[key] for key in ("not", "items") if isinstance(schema.get(key), dict)]
+    inside = ("not", "items", "additionalProperties")
+    nested = [schema[key] for key in inside if isinstance(schema.get(key), dict)]
     for key in ("properties", "$defs"):
         nested += schema.get(key, {}).values()
     for inner in nested + schema.get("anyOf", []):
@@ -69,9 +70,11 @@ def _accepts_object(schema: Mapping[str, Any], value: Mapping[str, Any]) -> bool
     properties = schema.get("properties", {})
     if any(key not in value for key in schema.get("required", ())):
         return False
-    if schema.get("additionalProperties", True) is False and any(key not in properties for key in value):
+    others = schema.get("additionalProperties", True)
+    if others is False and any(key not in properties for key in value):
         return False
-    return all(accepts(properties[key], item) for key, item in value.items() if key in properties)
+    further = others if isinstance(others, dict) else {}
+    return all(accepts(properties.get(key, further), item) for key, item in value.items())
 
 
 def _accepts_number(schema: Mapping[str, Any], value: float) -> bool:
@@ -109,6 +112,12 @@ def _accepts_number(schema: Mapping[str, Any], value: float) -> bool:
         ("step_cache", "teacache"),
         ("step_cache", {"kind": "teacache", "threshold": 0.1}),
         ("output", {"dir": "out", "keep_latents": True, "contact_sheet": True, "crf": 1}),
+        ("gates", {}),
+        ("gates", {"nan": "off", "black": "fail", "frozen": "warn", "drift": "warn"}),
+        ("gates", {"black": None}),
+        ("gates", None),
+        ("retry_seeds", 0),
+        ("retry_seeds", 100),
         ("steps", None),
         ("size", None),
         ("step_cache", None),
@@ -175,6 +184,15 @@ def test_valid_values(key: str, value: object) -> None:
         ("output", {"crf": 52}),
         ("output", {"keep_latents": 1}),
         ("output", {"contact_sheet": "yes"}),
+        ("gates", "off"),
+        ("gates", {"black": "never"}),
+        ("gates", {"black": False}),
+        ("gates", {"blank": "off"}),
+        ("retry_seeds", -1),
+        ("retry_seeds", 101),
+        ("retry_seeds", 1.0),
+        ("matrix", {"seed": [1]}),
+        ("images", "*.png"),
         ("frames", 12),
     ],
 )
@@ -201,12 +219,38 @@ def test_invalid_values(key: str, value: object) -> None:
         ("true_cfg_scale", 0.5),
         ("loras", [{"path": "a", "weight": 5}]),
         ("step_cache", {"threshold": 0}),
+        ("gates", {"black": "never"}),
+        ("gates", {"blank": "off"}),
+        ("retry_seeds", 101),
+        ("images", 5),
+        ("images", [5]),
+        ("matrix", [1]),
+        ("matrix", {"seed": 1}),
+        ("matrix", {"seed": []}),
+        ("matrix", {"max": 0, "seed": [1]}),
+        ("matrix", {"max": [1], "seed": [1]}),
     ],
 )
 def test_schema_refuses_what_the_models_refuse(key: str, value: object) -> None:
     """The bounds and keys of the models stand in the JSON schema too, for whole and broken numbers."""
     assert not accepts(SCHEMA, {key: value})
     assert not accepts(SCHEMA, {"jobs": [{key: value}]})
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"images": "stills/*.png"},
+        {"images": ["a.png", "stills/*.png"]},
+        {"matrix": {"seed": [1, 2], "loras.0.weight": [0.5, 1]}},
+        {"images": "*.png", "matrix": {"max": 1000, "prompt": ["a"], "step_cache": ["off", {"threshold": 0.1}]}},
+    ],
+)
+def test_schema_of_jobs_that_stand_for_several(keys: Mapping[str, Any]) -> None:
+    """Images and matrices stand in jobs, whether alone or in a list, and not in the defaults."""
+    assert accepts(SCHEMA, keys)
+    assert accepts(SCHEMA, {"jobs": [keys, {}]})
+    assert not accepts(SCHEMA, {"jobs": [{}], "defaults": keys})
 
 
 @pytest.mark.parametrize("size", [[640, 600], [600, 640], [0, 16], [4112, 16]])
@@ -253,7 +297,14 @@ def test_schema_references_resolve() -> None:
 
 @pytest.mark.parametrize(
     ("definition", "model"),
-    [("JobSpec", JobSpec), ("LoraSpec", LoraSpec), ("OutputSpec", OutputSpec), ("StepCacheSpec", StepCacheSpec)],
+    [
+        ("JobSpec", JobSpec),
+        ("JobEntry", JobEntry),
+        ("LoraSpec", LoraSpec),
+        ("OutputSpec", OutputSpec),
+        ("GatesSpec", GatesSpec),
+        ("StepCacheSpec", StepCacheSpec),
+    ],
 )
 def test_schema_has_every_key(definition: str, model: type[JobSpec]) -> None:
     """Every key of every model is in the JSON schema, described, and no other is allowed."""
@@ -266,7 +317,7 @@ def test_schema_has_every_key(definition: str, model: type[JobSpec]) -> None:
 def test_schema_of_one_job_has_every_key() -> None:
     """A file of one job may hold every key of a job, and the version."""
     single = next(choice for choice in SCHEMA["anyOf"] if "jobs" not in choice["properties"])
-    assert set(single["properties"]) == {*JobSpec.model_fields, "version"}
+    assert set(single["properties"]) == {*JobEntry.model_fields, "version"}
     assert accepts(SCHEMA, {"version": 1, "prompt": "x"})
     assert not accepts(SCHEMA, {"version": 2, "prompt": "x"})
     assert not accepts(SCHEMA, {"jobs": [], "version": 1})
