@@ -36,7 +36,7 @@ def known_sha256_of(path: Path) -> str:
     return _known_sha256_of(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 16)
 def _known_sha256_of(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 - part of the key
     return sha256_of(path)
 
@@ -63,11 +63,14 @@ def _fingerprint(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 -
     return digest.hexdigest()
 
 
-def cache_folder() -> Path:
-    """`$GOAN_CACHE`, or `goan` in the user's cache folder."""
-    if given := os.environ.get("GOAN_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goan"
+def cache_folder() -> Path | None:
+    """`$GOAN_CACHE`, or `goan` in the user's cache folder; None for a user without a home."""
+    try:
+        if given := os.environ.get("GOAN_CACHE"):
+            return Path(given).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "goan"
+    except RuntimeError:
+        return None
 
 
 def digest_of(**decisive: object) -> str:
@@ -98,6 +101,8 @@ def replaced_when_complete(path: Path) -> Iterator[Path]:
         with _explained(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())  # else a power cut could leave an empty file under the name
             temporary.replace(path)
     finally:
         with suppress(OSError):

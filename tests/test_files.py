@@ -1,12 +1,24 @@
 """Files as wholes: hashes, fingerprints, and nothing half written."""
 
 import hashlib
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from goan_cli.errors import EnvironmentFault
-from goan_cli.files import fingerprint, replaced_when_complete, sha256_of, write_bytes, write_text
+from goan_cli.files import (
+    cache_folder,
+    digest_of,
+    fingerprint,
+    known_sha256_of,
+    remove_stray,
+    replaced_when_complete,
+    sha256_of,
+    write_bytes,
+    write_text,
+)
 
 MIB = 1 << 20
 
@@ -121,3 +133,110 @@ def test_long_names(tmp_path: Path, length: int) -> None:
         with pytest.raises(EnvironmentFault, match="cannot be written"):
             write_text(path, "x")
     assert len(names_in(tmp_path)) == (length + 4 <= 255)
+
+
+# What dead writers leave ----------------------------------------------------------------------------------
+
+
+class _Killed(Exception):
+    pass
+
+
+def _left_by_a_dead_writer(path: Path, process: int) -> Path:
+    """What is left where a process was killed in the middle of writing `path`."""
+    with suppress(_Killed), replaced_when_complete(path) as temporary:
+        stray = temporary.with_name(temporary.name.replace(f"-{os.getpid()}-", f"-{process}-"))
+        stray.write_bytes(b"half")
+        raise _Killed
+    return stray
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "größe [1] *.mp4", "v1.2.latents.safetensors", "no suffix", ".hidden"])
+def test_strays_are_removed(tmp_path: Path, name: str) -> None:
+    """Half-written files of any dead writer of a path are removed; the path itself and other paths' files stay."""
+    path, other = tmp_path / name, tmp_path / f"x{name}"
+    strays = [_left_by_a_dead_writer(path, process) for process in (1, 99999)]
+    kept = [_left_by_a_dead_writer(other, 1), path, other]
+    for file in (path, other):
+        file.write_bytes(b"whole")
+    assert all(stray.is_file() for stray in strays)
+    remove_stray(path)
+    assert not any(stray.exists() for stray in strays)
+    assert names_in(tmp_path) == sorted(file.name for file in kept)
+
+
+def test_no_strays(tmp_path: Path) -> None:
+    """Where nothing was left, or there is no folder, removing strays does nothing."""
+    remove_stray(tmp_path / "video.mp4")
+    remove_stray(tmp_path / "none" / "video.mp4")
+    assert names_in(tmp_path) == []
+
+
+def test_same_name_in_another_folder(tmp_path: Path) -> None:
+    """Strays of a file of the same name in another folder stay."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = (_left_by_a_dead_writer(tmp_path / folder / "video.mp4", 1) for folder in ("a", "b"))
+    remove_stray(tmp_path / "a" / "video.mp4")
+    assert (first.exists(), second.exists()) == (False, True)
+
+
+# Digests --------------------------------------------------------------------------------------------------
+
+
+def test_digest_of_values() -> None:
+    """A digest is of names and values, whatever their order."""
+    digest = digest_of(a=1, b={"x": [1.5, None], "y": "größe"})
+    assert len(bytes.fromhex(digest)) == 32
+    assert digest_of(b={"y": "größe", "x": [1.5, None]}, a=1) == digest
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": 2, "b": [1, 2]},
+        {"a": "1", "b": [1, 2]},
+        {"a": None, "b": [1, 2]},
+        {"a": 1, "b": [2, 1]},
+        {"a": 1, "b": [[1], 2]},
+        {"a": 1, "c": [1, 2]},
+        {"a": 1},
+        {},
+    ],
+)
+def test_digests_of_other_values(other: dict[str, object]) -> None:
+    """Another value, type, order of a list or name gives another digest."""
+    assert digest_of(**other) != digest_of(a=1, b=[1, 2])
+
+
+def test_known_hash_follows_the_file(tmp_path: Path) -> None:
+    """A known hash is that of the content also after the file has changed in size or time."""
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    assert known_sha256_of(path) == sha256_of(path)
+    path.write_bytes(b"three")
+    assert known_sha256_of(path) == sha256_of(path)
+    path.write_bytes(b"seven")
+    os.utime(path, ns=(1, 1))
+    assert known_sha256_of(path) == sha256_of(path) == hashlib.sha256(b"seven").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("given", "xdg", "expected"),
+    [
+        ("/caches/goan", "/xdg", "/caches/goan"),
+        ("~/mine", None, "/home/me/mine"),
+        (None, "/xdg", "/xdg/goan"),
+        (None, None, "/home/me/.cache/goan"),
+        ("", "", "/home/me/.cache/goan"),
+    ],
+)
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, given: str | None, xdg: str | None, expected: str) -> None:
+    """The cache lies where GOAN_CACHE says, else in the user's cache folder; empty words are none."""
+    monkeypatch.setenv("HOME", "/home/me")
+    for name, value in (("GOAN_CACHE", given), ("XDG_CACHE_HOME", xdg)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert cache_folder() == Path(expected)

@@ -4,8 +4,8 @@ import hashlib
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,12 @@ import numpy as np
 from goan_cli.batch.latents import JobLatents, dtype_name, job_latents
 from goan_cli.batch.leftovers import clear_earlier, ensure_writable, remove_state, remove_strays
 from goan_cli.batch.outcome import RenderResult
+from goan_cli.batch.standing import own_checkpoints, with_seed
 from goan_cli.batch.stop import Stop
 from goan_cli.errors import Interrupted, QualityFailed
 from goan_cli.files import replaced_when_complete, sha256_of
 from goan_cli.output.pictures import Frame, keeping, sheet_frames, write_contact_sheet, write_latents, write_preview
-from goan_cli.output.quality import FrameMeter, Quality, findings
+from goan_cli.output.quality import Finding, FrameMeter, Quality, findings
 from goan_cli.output.sidecar import PackRecord, RejectedSeed, RenderRecord, sidecar, write_sidecar
 from goan_cli.output.video import VideoInfo, ffmpeg_version, write_video
 from goan_cli.render.engine import Engine
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _RECORDED = ("goan-cli", "torch", "diffusers", "transformers", "safetensors")
-_SEEDS = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,10 @@ def render_job(
         asked = _Asked(plan=plan, identity=job_identity(plan), stop=stop or Stop(), notes=notes, spent=spent or {})
         rejected: list[RejectedSeed] = []
         while True:
-            seed = (plan.job.sampling.seed + len(rejected)) % _SEEDS
+            attempt = with_seed(plan, plan.job.sampling.seed + len(rejected))
+            seed = attempt.job.sampling.seed
             try:
-                return _render(engine, _with_seed(plan, seed), asked, rejected)
+                return _render(engine, attempt, asked, rejected)
             except QualityFailed as error:
                 rejected.append(RejectedSeed(seed=seed, reason=error.message))
                 if len(rejected) > plan.job.retry_seeds:
@@ -87,10 +88,6 @@ class _Asked:
     stop: Stop
     notes: list[str]
     spent: Mapping[Stage, float]
-
-
-def _with_seed(plan: RenderPlan, seed: int) -> RenderPlan:
-    return replace(plan, job=replace(plan.job, sampling=replace(plan.job.sampling, seed=seed)))
 
 
 @contextmanager
@@ -129,18 +126,18 @@ def _render(engine: Engine, plan: RenderPlan, asked: _Asked, rejected: Sequence[
             temporary.replace(job.rejected)
             reasons = "; ".join(finding.seen for finding in found if finding.fails)
             raise QualityFailed(reasons, hint=f"look at {job.rejected}")
-        if job.output.keep_latents:
-            write_latents(job.latents, latents.sampled.latents.numpy())
         # From here to the end the job is not complete, and nothing may say so.
         clear_earlier(job, asked.identity)
+        if job.output.keep_latents:
+            write_latents(job.latents, latents.sampled.latents.numpy())
     if written.shown:
         labels = [f"{number / job.fps:.1f} s" for number in written.shown]
         write_contact_sheet(job.contact_sheet, list(written.shown.values()), labels)
     for finding in found:
         engine.listener(Note(text=f"{finding.defect}: {finding.seen}"))
-    record = _record(engine, plan, asked, rejected, latents, written, image_sha256)
+    record = _record(engine, plan, asked, rejected, latents, written, found, image_sha256)
     write_sidecar(job.sidecar, sidecar(job, record, written.video, written.sha256))
-    remove_state(job)
+    remove_state(job, own_checkpoints(asked.plan))
     return RenderResult(
         job=job,
         video=job.video,
@@ -163,10 +160,10 @@ def _video(engine: Engine, plan: RenderPlan, latents: "Tensor", path: Path, stop
             digest.update(np.ascontiguousarray(chunk).tobytes())
             yield chunk
 
-    decoded = engine.frames(plan, latents, stop=lambda: stop.asked)
     wanted = sheet_frames(job.sections.frames) if job.output.contact_sheet else ()
-    frames = keeping(hashed(meter.watching(decoded)), wanted, shown)
-    video = write_video(path, frames, size=job.size, fps=job.fps, crf=job.output.crf)
+    with closing(engine.frames(plan, latents, stop=lambda: stop.asked)) as decoded:
+        frames = keeping(hashed(meter.watching(decoded)), wanted, shown)
+        video = write_video(path, frames, size=job.size, fps=job.fps, crf=job.output.crf)
     return _Written(
         video=video,
         sha256=sha256_of(path),
@@ -183,6 +180,7 @@ def _record(
     rejected: Sequence[RejectedSeed],
     latents: JobLatents,
     written: _Written,
+    found: Sequence[Finding],
     image_sha256: str,
 ) -> RenderRecord:
     job, pack = plan.job, plan.pack
@@ -194,7 +192,7 @@ def _record(
         latents_sha256=hashlib.sha256(latents.sampled.latents.contiguous().numpy().tobytes()).hexdigest(),
         frames_sha256=written.frames_sha256,
         quality=written.quality,
-        findings=findings(written.quality, job.gates),
+        findings=found,
         machines=latents.machines,
         pack=PackRecord(name=pack.name, family=pack.family, manifest=pack.manifest, identity=pack.identity()),
         image_sha256=image_sha256,

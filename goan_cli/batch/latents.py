@@ -38,7 +38,8 @@ def job_latents(engine: Engine, plan: RenderPlan, *, asked_seed: int, stop: Stop
     record, after = _begun(engine, path, identity)
     machines = tuple(dict.fromkeys([*(record.machines if record else ()), here]))
     if record is not None and after is not None:
-        engine.begin({Stage(stage): seconds for stage, seconds in record.timings.items()})
+        earlier = {Stage(stage): seconds for stage, seconds in record.timings.items()}
+        engine.begin({stage: engine.timings.get(stage, 0.0) + earlier.get(stage, 0.0) for stage in Stage})
         what = f"{record.share:.0%} sampled" if not record.complete else "only to be decoded"
         engine.listener(Note(text=f"goes on from a checkpoint, {what}"))
         if len(machines) > 1 and not record.complete:

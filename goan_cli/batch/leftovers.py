@@ -3,14 +3,19 @@
 import json
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from goan_cli.batch.lock import held
+from goan_cli.batch.standing import own_checkpoints
+from goan_cli.batch.stop import Stop
 from goan_cli.errors import EnvironmentFault, GoanError, InvalidInput
 from goan_cli.files import remove_stray, write_text
 from goan_cli.jobs.job import Job
 from goan_cli.output.sidecar import read_sidecar
 from goan_cli.render.checkpoint import checkpoint_files
+from goan_cli.render.plan import RenderPlan
 
 FAILURE_VERSION = 1
 
@@ -49,11 +54,23 @@ def clear_earlier(job: Job, identity: str) -> None:
     job.sidecar.unlink(missing_ok=True)
 
 
-def remove_state(job: Job) -> None:
-    """A complete job has no checkpoint, no failure, and no rejected video."""
-    for path in (job.failure, job.rejected, *checkpoint_files(job.state_dir, job.name)):
+def remove_state(job: Job, checkpoints: Iterable[Path]) -> None:
+    """A complete job has no failure, no rejected video, and none of its own checkpoints; other recipes' stay."""
+    for path in (job.failure, job.rejected, *checkpoints):
         with suppress(OSError):
             path.unlink(missing_ok=True)
+    with suppress(OSError):
+        job.state_dir.rmdir()  # only if nothing is in it
+
+
+def tidy_up(plan: RenderPlan) -> None:
+    """Take away what was left of an up-to-date job by a run that was killed after its last file."""
+    job = plan.job
+    if not job.state_dir.is_dir():
+        return
+    with suppress(GoanError), held(job.lock, wait=False, stop=Stop()) as is_ours:
+        if is_ours:
+            remove_state(job, own_checkpoints(plan))
 
 
 def remember_failure(job: Job, error: Exception) -> None:

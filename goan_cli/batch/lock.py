@@ -11,6 +11,7 @@ from goan_cli.errors import EnvironmentFault, Interrupted
 
 _PATIENCE = 0.2  # seconds: somebody may be looking at the lock
 _POLL = 0.5
+_FOLDER_ATTEMPTS = 1000
 
 
 @contextmanager
@@ -45,30 +46,32 @@ def is_held(lock: Path) -> bool:
     probe = FileLock(lock)
     try:
         probe.acquire(timeout=0)
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:  # not to be opened: whoever could hold it, we cannot tell
+        return False
     probe.release()
     return False
 
 
 def _acquired(lock: Path, patience: float = _PATIENCE) -> FileLock | None:
     taken = FileLock(lock)
-    for attempt in range(3):
+    for _ in range(_FOLDER_ATTEMPTS):
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             taken.acquire(timeout=patience, poll_interval=0.05)
         except Timeout:
             return None
-        except FileNotFoundError as error:  # the folder was empty, and another run has just removed it
-            if attempt == 2:
-                raise _unusable(lock, error) from error
+        except (FileNotFoundError, FileExistsError):
+            # The folder was empty, and another run has just removed it.
+            if lock.parent.exists() and not lock.parent.is_dir():
+                raise _unusable(lock, f"{lock.parent.name} is no folder") from None
         except OSError as error:
-            raise _unusable(lock, error) from error
+            raise _unusable(lock, error.strerror or str(error)) from error
         else:
             return taken
-    return None
+    raise _unusable(lock, "it vanishes again and again")
 
 
-def _unusable(lock: Path, error: OSError) -> EnvironmentFault:
-    folder = lock.parent.parent
-    return EnvironmentFault(f"{folder}: cannot be written to: {error.strerror or error}", hint="check its rights")
+def _unusable(lock: Path, why: str) -> EnvironmentFault:
+    return EnvironmentFault(f"{lock.parent.parent}: cannot be written to: {why}", hint="check its rights")

@@ -1,5 +1,6 @@
 """Rendering a sidecar's job again, and whether the same came of it; if not, what was different."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from goan_cli.batch.outcome import Outcome, RunListener, ignore_run
+from goan_cli.batch.outcome import End, Outcome, RunListener, ignore_run
 from goan_cli.batch.run import render_jobs
 from goan_cli.batch.standing import OnExists
 from goan_cli.batch.survey import RunSettings
 from goan_cli.documents import Document
-from goan_cli.errors import GoanError, InvalidInput
+from goan_cli.errors import GoanError, InvalidInput, RenderFailed
 from goan_cli.jobs.load import request_from_settings
-from goan_cli.output.sidecar import read_sidecar
+from goan_cli.output.sidecar import read_sidecar, value_at
 from goan_cli.output.video import read_video
 from goan_cli.render.plan import RenderPlan, plan_renders
 
@@ -70,10 +71,12 @@ def replay(
 ) -> Replay:
     """Render a sidecar's job again into `folder`, and compare. Raises what planning raises, and the job's failure."""
     before, plan = read_sidecar(sidecar), plan_replay(sidecar, folder)
+    if taken := next((path for path in plan.job.results if os.path.lexists(path)), None):
+        raise InvalidInput(f"{taken}: is there already", hint="replay into another folder")
     settings = RunSettings(device=device, force=True, on_exists=OnExists.REPLACE, cache=cache)
     (outcome,) = render_jobs([plan], settings, listener=listener)
-    if outcome.error is not None:
-        raise outcome.error
+    if outcome.end is not End.DONE:
+        raise outcome.error or RenderFailed(f"{plan.job.name}: {outcome.end}, {outcome.reason}")
     after = read_sidecar(outcome.plan.job.sidecar)
     frames = before["frames_sha256"] == after["frames_sha256"]
     return Replay(
@@ -89,20 +92,13 @@ def replay(
 def _causes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     found = []
     for name, path in _CAUSES:
-        was, now = _at(before, path), _at(after, path)
+        was, now = value_at(before, path), value_at(after, path)
         if was != now:
             shown = "" if path[-1] in ("sha256", "identity", "recipe") else f": {was} then, {now} now"
             found.append(f"another {name}{shown}")
     was, now = before.get("versions", {}), after.get("versions", {})
     found += [f"{name} {was.get(name)} then, {now[name]} now" for name in now if was.get(name) != now[name]]
     return found
-
-
-def _at(content: Mapping[str, Any], path: tuple[str, ...]) -> object:
-    value: object = content
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def _psnr(first: Path, second: Path) -> float | None:

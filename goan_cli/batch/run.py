@@ -6,9 +6,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from goan_cli.batch.job import render_job
-from goan_cli.batch.leftovers import remember_failure
+from goan_cli.batch.leftovers import remember_failure, tidy_up
 from goan_cli.batch.lock import held
-from goan_cli.batch.matrix import complete_matrix, matrix_of
+from goan_cli.batch.matrix import complete_matrix, matrices
 from goan_cli.batch.outcome import End, JobStarted, Outcome, RunFinished, RunListener, RunStarted, ignore_run
 from goan_cli.batch.schedule import scheduled
 from goan_cli.batch.standing import Standing, standing_of
@@ -49,6 +49,8 @@ class _Run:
         self.settings = settings
         self.listener = listener
         self.engine = Engine(device=settings.device, previews=settings.previews, cache=settings.cache)
+        self.videos = {plan.job.video for plan in plans}
+        self.matrices = {place: places for places in matrices(plans).values() for place in places}
         self.outcomes: dict[int, Outcome] = {}
         self.spent: dict[int, Mapping[Stage, float]] = {}
         self.paces: dict[object, float] = {}  # seconds of a section, by what decides them
@@ -80,8 +82,8 @@ class _Run:
         return outcomes
 
     def _standing(self, place: int) -> Standing:
-        settings, videos = self.settings, {plan.job.video for plan in self.asked}
-        return standing_of(self.asked[place], settings.on_exists, force=settings.force, names=videos)
+        settings = self.settings
+        return standing_of(self.asked[place], settings.on_exists, force=settings.force, names=self.videos)
 
     def _encode(self, places: Sequence[int]) -> None:
         """Encode what jobs are conditioned on, so that the text encoders can go before the transformer comes."""
@@ -91,7 +93,7 @@ class _Run:
         own = self.engine.listener
         self.engine.listener = self._hear_stages
         for place in places:
-            if self.settings.stop.due:
+            if self.settings.stop.due or not self.engine.keeps_embeddings:
                 break
             self.engine.begin()
             outcome = self._attempted(place, self._encoded)
@@ -99,7 +101,8 @@ class _Run:
                 self._end(place, outcome)
             self.spent[place] = dict(self.engine.timings)
         self.engine.listener = own
-        self.engine.forget_text_encoders()
+        if self.engine.keeps_embeddings:
+            self.engine.forget_text_encoders()
 
     def _hear_stages(self, event: Event) -> None:
         """Notes are the jobs' own: each hears of its cut-off words when it takes them from the cache."""
@@ -124,13 +127,13 @@ class _Run:
                 standing = self._standing(place)
                 if standing.plan.job.name == plan.job.name:
                     self.plans[place] = standing.plan
-                    return nothing_to_do(standing) or self._rendered(place)
+                    return nothing_to_do(standing) or self._rendered(place, standing.share)
             # Another run has taken the name since: go on under the next one, with its lock.
             plan = self.plans[place] = standing.plan
 
-    def _rendered(self, place: int) -> Outcome:
+    def _rendered(self, place: int, share: float) -> Outcome:
         plan, stop = self.plans[place], self.settings.stop
-        if not stop.fits(self.paces.get(_pace_key(plan), 0.0)):
+        if share < 1 and not stop.fits(self.paces.get(_pace_key(plan), 0.0)):
             return Outcome(plan=plan, end=End.STOPPED, reason=f"no section would end before {stop.reason}")
 
         def hear(event: Event) -> None:
@@ -163,8 +166,12 @@ class _Run:
         if outcome.error is not None:
             remember_failure(outcome.plan.job, outcome.error)
         self.listener(outcome)
-        for note in complete_matrix(matrix_of(outcome.plan), self.asked, self.outcomes):
-            self.listener(note)
+        if outcome.end is End.UP_TO_DATE:
+            tidy_up(outcome.plan)
+        places = self.matrices.get(place, ())
+        if places and all(each in self.outcomes for each in places):
+            for note in complete_matrix([self.outcomes[each] for each in places]):
+                self.listener(note)
 
     def _not_begun(self) -> str:
         return f"not begun: {self.settings.stop.reason}"

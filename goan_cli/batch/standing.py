@@ -3,8 +3,9 @@
 A result is the job's own when its sidecar has the job's identity; names and paths play no part in it.
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from goan_cli.render.identity import job_identity, latents_identity
 from goan_cli.render.plan import RenderPlan
 
 _HIGHEST_NUMBER = 10_000
+_SEEDS = 2**63
 
 
 class OnExists(StrEnum):
@@ -56,6 +58,7 @@ def standing_of(
     `names` are the videos that the run's jobs were to write, which no number may lead to. A job without a seed
     takes the one that it drew the last time. Raises InvalidInput when its image or a LoRA has vanished.
     """
+    latents_identity(plan)  # what has vanished shows now, and fails this job alone
     standing = _found(plan, force=force)
     if standing.state is not State.TAKEN or on_exists is OnExists.SKIP:
         return standing
@@ -82,30 +85,50 @@ def _found(plan: RenderPlan, *, force: bool) -> Standing:
         content = read_sidecar(job.sidecar) if job.sidecar.exists() else None
     except InvalidInput as error:
         return Standing(plan=plan, state=State.TAKEN, reason=str(error))
-    if content is not None:
-        asked = _with_seed(plan, content.get("asked_seed"), drawn=content.get("seed_drawn"))
-        if content.get("identity") == job_identity(asked):
-            reason = "asked for again" if force else _missing(asked.job, content)
-            if not reason:
-                return Standing(plan=asked, state=State.UP_TO_DATE)
-            return _begun(plan) or Standing(plan=asked, state=State.NEW, reason=reason)
+    if content is not None and (own := _own_result(plan, content, force=force)) is not None:
+        return own
     if (begun := _begun(plan)) is not None:
-        # Also where another's video lies: its sidecar is gone, so this job was about to replace it.
-        if content is None or not job.video.exists():
+        # Where all is sampled and only a video lies, this job put it there, or was about to.
+        if not job.video.exists() or (content is None and begun.share >= 1):
             return begun
         plan = begun.plan
-    if job.video.exists():
-        what = "is another recipe's result" if content else "has no sidecar"
-        return Standing(plan=plan, state=State.TAKEN, reason=f"{job.video} {what}")
+    if content is not None and job.video.exists():
+        return Standing(plan=plan, state=State.TAKEN, reason=f"{job.video} is another recipe's result")
+    foreign = next((path for path in job.results if content is None and os.path.lexists(path)), None)
+    if foreign is not None:
+        return Standing(plan=plan, state=State.TAKEN, reason=f"{foreign} has no sidecar")
     return Standing(plan=plan, state=State.NEW)
+
+
+def _own_result(plan: RenderPlan, content: Mapping[str, Any], *, force: bool) -> Standing | None:
+    """The job's standing where a sidecar is its own, None where it is another recipe's."""
+    asked = _with_drawn_seed(plan, content.get("asked_seed"), drawn=content.get("seed_drawn"))
+    if content.get("identity") != job_identity(asked) or not _would_take_its_seed(asked.job, content):
+        return None
+    reason = "asked for again" if force else _missing(asked.job, content)
+    if not reason:
+        return Standing(plan=asked, state=State.UP_TO_DATE)
+    return _begun(plan) or Standing(plan=asked, state=State.NEW, reason=reason)
+
+
+def _would_take_its_seed(job: Job, content: Mapping[str, Any]) -> bool:
+    """Whether the job's own gates would have led to the seed that a result was made from in the end."""
+    rejected, settings = content.get("rejected_seeds"), content["settings"]
+    if not rejected:
+        return True
+    gates = {defect: str(gate) for defect, gate in asdict(job.gates).items()}
+    return isinstance(rejected, list) and len(rejected) <= job.retry_seeds and settings.get("gates") == gates
 
 
 def _missing(job: Job, content: Mapping[str, Any]) -> str:
     """What a finished result lacks to be what the job asks for; empty when it is all there."""
     if not job.video.is_file():
         return f"{job.video.name} is gone"
-    if known_sha256_of(job.video) != content["video"].get("sha256"):
-        return f"{job.video.name} was changed"
+    try:
+        if known_sha256_of(job.video) != content["video"]["sha256"]:
+            return f"{job.video.name} was changed"
+    except OSError as error:
+        return f"{job.video.name} cannot be read: {error.strerror or error}"
     for path in job.results:
         if not path.is_file():
             return f"{path.name} is wanted too"
@@ -115,14 +138,21 @@ def _missing(job: Job, content: Mapping[str, Any]) -> str:
     return ""
 
 
+def own_checkpoints(plan: RenderPlan) -> list[Path]:
+    """The checkpoint files of a plan, of all seeds that may be tried for it."""
+    job, seed = plan.job, plan.job.sampling.seed
+    own = {job.checkpoint(latents_identity(with_seed(plan, seed + retry))) for retry in range(job.retry_seeds + 1)}
+    return [path for path in checkpoint_files(job.state_dir, job.name) if path in own]
+
+
 def _begun(plan: RenderPlan) -> Standing | None:
     """The checkpoint of this job under this name, where there is one that can be gone on with."""
     if not plan.job.state_dir.is_dir():
         return None
     for record in _records(plan):
-        asked = _with_seed(plan, record.asked_seed, drawn=record.seed_drawn)
-        using = replace(asked, job=replace(asked.job, sampling=replace(asked.job.sampling, seed=record.seed)))
-        if record.identity == latents_identity(using):
+        asked = _with_drawn_seed(plan, record.asked_seed, drawn=record.seed_drawn)
+        using = with_seed(asked, record.seed)
+        if record.asked_seed == asked.job.sampling.seed and record.identity == latents_identity(using):
             return Standing(plan=asked, state=State.PARTIAL, share=record.share)
     return None
 
@@ -138,8 +168,13 @@ def _records(plan: RenderPlan) -> list[CheckpointRecord]:
     return sorted(records, key=lambda record: -record.share)
 
 
-def _with_seed(plan: RenderPlan, seed: Any, *, drawn: Any) -> RenderPlan:  # noqa: ANN401 - JSON
+def with_seed(plan: RenderPlan, seed: int) -> RenderPlan:
+    """The same plan with another seed; beyond the largest one they begin again."""
+    return replace(plan, job=replace(plan.job, sampling=replace(plan.job.sampling, seed=seed % _SEEDS)))
+
+
+def _with_drawn_seed(plan: RenderPlan, seed: Any, *, drawn: Any) -> RenderPlan:  # noqa: ANN401 - JSON
     """The plan with the seed that was drawn for it before, where it leaves the seed open."""
     if not (plan.job.seed_drawn and drawn) or not isinstance(seed, int):
         return plan
-    return replace(plan, job=replace(plan.job, sampling=replace(plan.job.sampling, seed=seed)))
+    return with_seed(plan, seed)

@@ -9,7 +9,7 @@ from typing import Any
 
 from goan_cli.batch.lock import is_held
 from goan_cli.errors import InvalidInput
-from goan_cli.files import sha256_of
+from goan_cli.files import is_folder, sha256_of
 from goan_cli.jobs.job import STATE_DIR
 from goan_cli.output.sidecar import read_sidecar
 from goan_cli.render.checkpoint import CheckpointRecord, checkpoint_files, job_name, read_record
@@ -42,11 +42,10 @@ def folder_status(folder: Path, *, verify: bool = False) -> list[JobStatus]:
 
     Raises InvalidInput where there is no such folder.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InvalidInput(f"{folder}: no such folder")
     finished = _finished(folder, verify=verify)
-    begun = _begun(folder / STATE_DIR)
-    failed = _failed(folder / STATE_DIR)
+    begun, failed = _begun(folder / STATE_DIR, folder), _failed(folder / STATE_DIR, folder)
     running = {lock.stem for lock in (folder / STATE_DIR).glob("*.lock") if is_held(lock)}
     names = sorted({*finished, *begun, *failed, *running})
     return [_status(name, finished.get(name), begun.get(name), failed.get(name), name in running) for name in names]
@@ -88,20 +87,34 @@ def _finished(folder: Path, *, verify: bool) -> dict[str, JobStatus]:
 
 def _result(file: Path, content: Mapping[str, Any], *, verify: bool) -> JobStatus:
     recorded = content["video"]
-    video = file.with_name(Path(recorded["file"]).name)
+    video = file.with_name(f"{file.stem}.mp4")
     state, detail = Found.DONE, f"{recorded['frames']} frames, {recorded['seconds']:.2f} s"
     if not video.is_file():
         state, detail = Found.DAMAGED, f"{video.name} is gone"
-    elif verify and sha256_of(video) != recorded["sha256"]:
-        state, detail = Found.DAMAGED, f"{video.name} is not what was written"
+    elif verify:
+        try:
+            if sha256_of(video) != recorded["sha256"]:
+                state, detail = Found.DAMAGED, f"{video.name} is not what was written"
+        except OSError as error:
+            state, detail = Found.DAMAGED, f"{video.name} cannot be read: {error.strerror or error}"
     return JobStatus(name=file.stem, state=state, share=1.0, detail=detail)
 
 
-def _begun(folder: Path) -> dict[str, CheckpointRecord]:
-    """The furthest readable checkpoint of each job."""
+def _is_over(state: Path, name: str, folder: Path) -> bool:
+    """Whether a job of this name was finished after a state was written: then it is of another recipe, or mended."""
+    try:
+        return (folder / f"{name}.json").stat().st_mtime_ns > state.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def _begun(folder: Path, results: Path) -> dict[str, CheckpointRecord]:
+    """The furthest readable checkpoint of each job, of those that are newer than a result of it."""
     found: dict[str, CheckpointRecord] = {}
     for file in checkpoint_files(folder):
         name = job_name(file)
+        if _is_over(file, name, results):
+            continue
         try:
             record = read_record(file)
         except InvalidInput:
@@ -111,9 +124,11 @@ def _begun(folder: Path) -> dict[str, CheckpointRecord]:
     return found
 
 
-def _failed(folder: Path) -> dict[str, str]:
+def _failed(folder: Path, results: Path) -> dict[str, str]:
     found = {}
     for file in folder.glob(f"*{_FAILED}"):
+        if _is_over(file, file.name.removesuffix(_FAILED), results):
+            continue
         try:
             found[file.name.removesuffix(_FAILED)] = str(json.loads(file.read_text(encoding="utf-8"))["error"])
         except (OSError, ValueError, KeyError, TypeError):

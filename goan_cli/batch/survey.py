@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from goan_cli.batch.matrix import complete_matrix, matrix_of
+from goan_cli.batch.leftovers import tidy_up
+from goan_cli.batch.matrix import complete_matrix, matrices
 from goan_cli.batch.outcome import End, Outcome, RunFinished, RunListener, RunStarted
 from goan_cli.batch.schedule import Order
 from goan_cli.batch.standing import OnExists, Standing, State, standing_of
@@ -48,7 +49,7 @@ def survey(plans: Sequence[RenderPlan], settings: RunSettings) -> Survey:
     for place, plan in enumerate(plans):
         try:
             standing = standing_of(plan, settings.on_exists, force=settings.force, names=videos)
-        except GoanError as error:
+        except (GoanError, OSError) as error:
             finished[place] = Outcome(plan=plan, end=End.FAILED, error=error)
             continue
         if (outcome := nothing_to_do(standing)) is not None:
@@ -67,9 +68,11 @@ def finished_already(plans: Sequence[RenderPlan], settings: RunSettings, listene
         return None
     listener(RunStarted(standings=()))
     for outcome in outcomes:
+        if outcome.end is End.UP_TO_DATE:
+            tidy_up(outcome.plan)
         listener(outcome)
-    for matrix in dict.fromkeys(map(matrix_of, plans)):
-        for note in complete_matrix(matrix, plans, surveyed.finished):
+    for places in matrices(plans).values():
+        for note in complete_matrix([surveyed.finished[place] for place in places]):
             listener(note)
     listener(RunFinished(outcomes=tuple(outcomes), seconds=time.perf_counter() - started))
     return outcomes

@@ -71,10 +71,10 @@ class RunConsole:
                     done = (event.section - 1) * event.steps + event.step  # a job may begin in its middle
                     self.progress.update(self._task, completed=done)
             case SectionFinished():
-                skipped = "" if event.preview is None else ", preview written"
+                preview = "" if event.preview is None else ", preview written"
                 self._line(
                     f"  section {event.section}/{event.sections}: {event.seconds:.1f} s, "
-                    f"{event.computed_steps} steps computed{skipped}"
+                    f"{event.computed_steps} steps computed{preview}"
                 )
             case Baked():
                 self._bake(event.report)

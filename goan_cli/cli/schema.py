@@ -12,7 +12,7 @@ def schema(
     import json
 
     if events:
-        from goan_cli.cli.eventlog import events_schema
+        from goan_cli.cli.eventlines import events_schema
 
         typer.echo(json.dumps(events_schema(), indent=2))
         return

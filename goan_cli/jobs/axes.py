@@ -14,7 +14,7 @@ from pathlib import Path
 from goan_cli.documents import Data, Document, KeyPath
 from goan_cli.errors import Problem
 from goan_cli.files import is_folder
-from goan_cli.jobs.schema import is_name
+from goan_cli.jobs.schema import RIVALS, is_name
 
 _MOST_VARIANTS = 256
 _MOST_IMAGES = 10_000
@@ -110,7 +110,7 @@ def _wrong_axis(key: str, values: Data, before: Sequence[Axis], data: Mapping[st
         return "must be a list of values"
     parts = key_parts(key)
     for other in (axis.key for axis in before):
-        if key_parts(other)[: len(parts)] == parts:
+        if key_parts(other)[: len(parts)] == parts or RIVALS.get(key) == other:
             return f"would undo {other}, which stands before it"
     return None
 

@@ -89,7 +89,7 @@ def expanded(
                 document=replace(document, lines=_Redirected(document.lines, sources)),
                 default_name=name,
                 variant=Variant(matrix=stem or default_name, axes=texts, place=place) if axes else None,
-                keys=tuple(axis.key for axis in axes),
+                keys=tuple(axis.key for axis in (*images, *axes)),
             )
         )
     return jobs, []

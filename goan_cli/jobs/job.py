@@ -145,7 +145,7 @@ class Job:
     @property
     def rejected(self) -> Path:
         """Where a video goes that did not pass the job's gates, to be looked at."""
-        return self.output.dir / f"{self.name}.rejected.mp4"
+        return self.state_dir / f"{self.name}.rejected.mp4"
 
     @property
     def state_dir(self) -> Path:

@@ -188,12 +188,16 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
 
 def _overruled(job: Expanded, top: _Layer) -> list[Problem]:
     """Axes of a matrix that the command line would undo, so that names promised what the jobs have not."""
-    axes = () if job.variant is None else (key_parts(key)[0] for key in job.keys)
-    return [
-        top.origin.problem((str(key),), "is an axis of a matrix; all its jobs would have this one value")
-        for key in axes
-        if key in top.spec.model_fields_set
-    ]
+    problems = []
+    for first, *rest in map(key_parts, job.keys):
+        for key in (str(first), RIVALS.get(str(first), "")):
+            given = getattr(top.spec, key, None) if key in top.spec.model_fields_set else None
+            # Of keys that are merged, only those inside that are given.
+            merged = isinstance(given, OutputSpec | GatesSpec) and bool(rest) and rest[0] not in given.model_fields_set
+            if given is not None and not merged:
+                what = "all its jobs would have this one value"
+                problems.append(top.origin.problem((key,), f"goes against images or a matrix of a job; {what}"))
+    return problems
 
 
 def _layer(

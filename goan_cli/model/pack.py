@@ -56,7 +56,7 @@ class PackSpec(_Manifest):
 
 WEIGHTED = ("transformer", "text_encoder", "text_encoder_2", "vae", "image_encoder")
 PARTS = (*WEIGHTED, "tokenizer", "tokenizer_2", "feature_extractor")
-_TEXTS = (".json", ".txt")  # configurations and vocabularies: they decide what the weights make
+_TEXTS = ("*.json", "merges.txt")  # configurations and vocabularies: they decide what the weights make
 _NEEDED_FILES = {
     "tokenizer": ("tokenizer.json",),
     "tokenizer_2": ("vocab.json", "merges.txt"),
@@ -99,7 +99,7 @@ class Pack:
         """A hex digest of one part's weights, configuration and vocabulary, wherever they lie."""
         folder: Path = getattr(self, part)
         weights = checkpoint_files(folder) if part in WEIGHTED else ()
-        texts = sorted(file for file in folder.iterdir() if file.suffix in _TEXTS) if folder.is_dir() else []
+        texts = sorted(file for pattern in _TEXTS for file in folder.glob(pattern)) if folder.is_dir() else []
         prints = [*(fingerprint(file) for file in weights), *(f"{file.name}/{fingerprint(file)}" for file in texts)]
         return hashlib.sha256("\n".join(prints).encode()).hexdigest()
 

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from goan_cli.files import replaced_when_complete, write_text
+from goan_cli.errors import InvalidInput
+from goan_cli.files import replaced_when_complete
 from goan_cli.jobs.job import Variant
 from goan_cli.output.pictures import Frame
 
 _CELL_WIDEST = 540  # pixels of three frames side by side
 _CELL_NARROWEST = 192
 _SHEET_WIDEST = 8192
+_SHEET_TALLEST = 60_000
 _FRAMES = 3
 _LINE = 14
 _GAP = 6
@@ -33,7 +36,10 @@ class Cell:
 
 
 def write_matrix_sheet(path: Path, cells: Sequence[Cell]) -> None:
-    """A PNG with a row for each combination of all axes but the last, and a column for each value of that."""
+    """A PNG with a row for each combination of all axes but the last, and a column for each value of that.
+
+    Raises InvalidInput for more rows than a picture can have.
+    """
     axes = cells[0].variant.axes
     last_key, columns = axes[-1] if len(axes) > 1 else ("", ("",))
     row_axes = axes[:-1] if len(axes) > 1 else axes
@@ -43,6 +49,8 @@ def write_matrix_sheet(path: Path, cells: Sequence[Cell]) -> None:
     thumb = (widest // _FRAMES, max(1, round(widest // _FRAMES * shape[0] / shape[1])))
     left, top = _LABEL_LETTERS * _LETTER, 2 * _LINE
     across, down = _FRAMES * thumb[0] + _GAP, thumb[1] + _LINE + _GAP
+    if top + rows * down > _SHEET_TALLEST:
+        raise InvalidInput(f"{path}: {rows} rows are too many for one picture", hint="the table has them all")
     sheet = Image.new("RGB", (left + len(columns) * across, top + rows * down), "white")
     draw = ImageDraw.Draw(sheet)
     letters = across // _LETTER
@@ -82,10 +90,19 @@ def _short(text: str, letters: int) -> str:
     return plain if len(plain) <= letters else f"{plain[: letters - 3]}..."
 
 
-def write_matrix_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+def table_text(rows: Sequence[Mapping[str, object]]) -> str:
     """A CSV with a line for each variant; the columns are the first row's keys."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def reduced(frame: Frame) -> Frame:
+    """A frame made small enough for a sheet, so that hundreds of them can be held."""
+    widest = _CELL_WIDEST // _FRAMES
+    if frame.shape[1] <= widest:
+        return frame
+    size = (widest, max(1, round(widest * frame.shape[0] / frame.shape[1])))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import write_text
@@ -23,6 +23,8 @@ _CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
 
 
 class _VideoShape(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     file: str
     sha256: str
     frames: int
@@ -31,6 +33,8 @@ class _VideoShape(BaseModel):
 
 class _Shape(BaseModel):
     """What readers of a sidecar rely on; the rest may be anything."""
+
+    model_config = ConfigDict(strict=True)
 
     version: int
     settings: dict[str, Any]
@@ -181,6 +185,14 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise InvalidInput(f"{path}: not a sidecar of goan") from error
     return dict(content)
+
+
+def value_at(content: Mapping[str, Any], path: Sequence[str]) -> Any:  # noqa: ANN401 - JSON
+    """The value under a path of keys in a sidecar, None where there is none."""
+    value: Any = content
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def write_sidecar(path: Path, content: Mapping[str, Any]) -> None:

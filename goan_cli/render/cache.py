@@ -5,6 +5,7 @@ Nothing depends on it. What cannot be read is encoded again, and what cannot be 
 
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from goan_cli.files import write_bytes
 log = logging.getLogger(__name__)
 
 _MOST_BYTES = 2 << 30  # about a thousand prompts of the full-size encoder
+_OURS = re.compile(r"[0-9a-f]{2}/(?:[0-9a-f]{62}\.safetensors|\.goan-.*)")
 _ABANDONED_AFTER = 3600.0  # seconds: a temporary file this old has no writer any more
 
 
@@ -28,6 +30,11 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is written will be there; False from the first failure to write on."""
+        return self.folder is not None
 
     def read(self, key: str) -> tuple[dict[str, Tensor], dict[str, str]] | None:
         """The tensors and texts of an entry, None where there is none that can be used."""
@@ -61,6 +68,8 @@ class EmbeddingCache:
             return
         entries = []
         for file in self.folder.glob("*/*"):
+            if not _OURS.fullmatch(f"{file.parent.name}/{file.name}"):
+                continue  # somebody gave us a folder with other things in it
             with suppress(OSError):
                 stat = file.stat()
                 if file.name.startswith("."):

@@ -6,9 +6,11 @@ A checkpoint is one safetensors file, written whole or not at all: the tensors t
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from goan_cli.errors import InvalidInput
 from goan_cli.tensorfile import read_header
@@ -57,6 +59,10 @@ class CheckpointRecord:
         return json.dumps(asdict(self), default=str)
 
 
+_RECORD = TypeAdapter(CheckpointRecord)
+_KEYS = {each.name for each in fields(CheckpointRecord)}
+
+
 def checkpoint_files(folder: Path, name: str | None = None) -> list[Path]:
     """The checkpoints in a folder of states, all of them or those of one job, of whatever recipe."""
     found = (path for path in folder.glob("*.safetensors") if not path.name.startswith(".goan-"))
@@ -70,12 +76,14 @@ def job_name(checkpoint: Path) -> str:
 
 def read_record(path: Path) -> CheckpointRecord:
     """The record of a checkpoint file. Raises InvalidInput for a missing, damaged or newer file."""
-    text = read_header(path).metadata.get(METADATA_KEY)
+    text = read_header(path).metadata.get(METADATA_KEY, "")
     try:
-        content = json.loads(text or "")
-        if content["version"] != CHECKPOINT_VERSION:
+        content = json.loads(text or "null")
+        if isinstance(content, dict) and content.get("version", 0) != CHECKPOINT_VERSION:
             raise InvalidInput(f"{path}: a checkpoint of version {content['version']}, which this goan cannot read")
-        computed = tuple(tuple(steps) for steps in content.pop("computed_steps"))
-        return CheckpointRecord(**{**content, "machines": tuple(content["machines"])}, computed_steps=computed)
+        record = _RECORD.validate_json(text, strict=True)
+        if content.keys() != _KEYS or min(record.total, record.steps) < 1 or not 0 <= record.share <= 1:
+            raise InvalidInput(f"{path}: not a checkpoint")
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{path}: not a checkpoint") from error
+    return record

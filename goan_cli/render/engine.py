@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +87,8 @@ class Engine:
         self.previews = previews
         self.timings: dict[Stage, float] = {}
         self._parts = Parts(self.device, self.precision)
-        self._encoding = Encoding(self._parts, EmbeddingCache(cache), stage=self._stage, tell=self._tell)
+        self._cache = EmbeddingCache(cache)
+        self._encoding = Encoding(self._parts, self._cache, stage=self._stage, tell=self._tell)
         self._at_work: tuple[Stage, float] | None = None
         self._baked: str | None = None  # identity of the recipe in the weights
         self._touched: set[str] = set()
@@ -115,6 +116,11 @@ class Engine:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether what is encoded ahead will be found again."""
+        return self._cache.keeps
 
     def encode(self, plan: RenderPlan) -> None:
         """Bring what a plan is conditioned on into the cache, so that `conditioning_for` loads nothing."""
@@ -170,7 +176,7 @@ class Engine:
 
     def frames(
         self, plan: RenderPlan, latents: Tensor, *, stop: Callable[[], bool] = _never
-    ) -> Iterator[NDArray[np.uint8]]:
+    ) -> Generator[NDArray[np.uint8]]:
         """Decode latents to frames `(n, h, w, 3)` in viewing order, a stretch at a time.
 
         Raises Interrupted when `stop()` says so before a stretch, and QualityFailed for pixels that are not

@@ -3,7 +3,7 @@
 Two plans with one identity make the same latents, whatever their names, folders, or paths of equal files.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import digest_of, known_sha256_of
@@ -40,6 +40,7 @@ def bake_recipe(plan: RenderPlan) -> BakeRecipe:
 def latents_identity(plan: RenderPlan) -> str:
     """What decides the final latents. Raises InvalidInput when the image or a LoRA file has vanished."""
     job, sampling = plan.job, plan.job.sampling
+    guided = sampling.true_cfg_scale != 1.0  # without true CFG nothing looks at the negative prompt
     try:
         image = known_sha256_of(job.image)
     except OSError as error:
@@ -50,11 +51,10 @@ def latents_identity(plan: RenderPlan) -> str:
         image=image,
         image_fit=asdict(job.image_fit),
         prompt=job.prompt,
-        # Without true CFG nothing looks at it.
-        negative_prompt=job.negative_prompt if sampling.true_cfg_scale != 1.0 else "",
+        negative_prompt=job.negative_prompt if guided else "",
         sections=len(job.sections.sections),
         window=job.sections.window,
-        sampling=asdict(sampling),
+        sampling=asdict(sampling if guided else replace(sampling, guidance_rescale=0.0)),
         bake=bake_recipe(plan).identity,
     )
 

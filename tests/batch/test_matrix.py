@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import goan_cli.batch.matrix as matrix_module
 from goan_cli.batch.outcome import End, Outcome
 from goan_cli.batch.run import render_jobs
 from goan_cli.batch.stop import Stop
 from goan_cli.batch.survey import RunSettings, finished_already
+from goan_cli.errors import InvalidInput
+from goan_cli.jobs.job import Variant
+from goan_cli.output.matrix import Cell, write_matrix_sheet
 from goan_cli.output.video import read_video
 from goan_cli.render.events import StepFinished
 from tests.conftest import MINIMAL, plan_files, write_jobs, write_lora
@@ -137,11 +141,61 @@ def test_two_matrices_of_one_name(folder: Path) -> None:
         plan_files(path)
 
 
-def test_a_sheet_that_cannot_be_written(folder: Path) -> None:
-    """A folder in the sheet's place is noted, and the jobs are done all the same."""
-    (folder / "renders" / "m.matrix.png").mkdir(parents=True)
+def test_a_sheet_that_cannot_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever befalls the sheet is noted, and the jobs after it are rendered all the same."""
+
+    def failing(*_: object) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(matrix_module, "write_matrix_sheet", failing)
     heard: list[Any] = []
-    plans = plan_files(write_jobs(folder / "jobs.yaml", SEEDS))
+    plans = plan_files(write_jobs(folder / "jobs.yaml", {"jobs": [SEEDS, {**QUICK, "name": "last"}]}))
     outcomes = render_jobs(plans, RunSettings(device="cpu"), listener=heard.append)
     assert {outcome.end for outcome in outcomes} == {End.DONE}
-    assert any("the matrix has no sheet" in getattr(event, "text", "") for event in heard)
+    assert any("the matrix has no sheet: too large" in getattr(event, "text", "") for event in heard)
+
+
+def test_another_recipes_sheet_stays(folder: Path) -> None:
+    """With another prompt the variants are numbered, and so is the sheet; the earlier one stays."""
+    _render(folder, SEEDS)
+    before = {path.name: path.read_bytes() for path in (folder / "renders").glob("*.matrix.*")}
+    _render(folder, {**SEEDS, "prompt": "a cube"})
+    after = {path.name: path.read_bytes() for path in (folder / "renders").glob("*.matrix.*")}
+    assert sorted(after) == ["m-2.matrix.csv", "m-2.matrix.png", "m.matrix.csv", "m.matrix.png"]
+    assert {name: after[name] for name in before} == before
+    assert b"m-seed=1-2," in after["m-2.matrix.csv"]
+
+
+def test_a_foreign_sheet_stays(folder: Path) -> None:
+    """A file of somebody else in the sheet's place is not written over."""
+    (folder / "renders").mkdir()
+    (folder / "renders" / "m.matrix.png").write_bytes(b"holidays")
+    _render(folder, SEEDS)
+    assert (folder / "renders" / "m.matrix.png").read_bytes() == b"holidays"
+    assert (folder / "renders" / "m-2.matrix.png").is_file()
+
+
+def test_a_removed_value_leaves_the_sheet(folder: Path) -> None:
+    """Without one of its values the matrix is shown without it, though nothing is rendered."""
+    _render(folder, SEEDS)
+    _render(folder, {**SEEDS, "matrix": {"seed": [1, 3]}})
+    assert [row["seed"] for row in _rows(folder)] == ["1", "3"]
+    height = Image.open(folder / "renders" / "m.matrix.png").height
+    assert height == 28 + 2 * (180 + 14 + 6)
+
+
+def test_some_variants_alone(folder: Path) -> None:
+    """Where only some variants are asked for, the sheet of all of them stays as it is."""
+    _render(folder, SEEDS)
+    before = (folder / "renders" / "m.matrix.png").read_bytes()
+    plans = plan_files(folder / "jobs.yaml")
+    render_jobs(plans[:1], RunSettings(device="cpu", force=True))
+    assert (folder / "renders" / "m.matrix.png").read_bytes() == before
+    assert len(_rows(folder)) == 3
+
+
+def test_a_sheet_of_too_many_rows(tmp_path: Path) -> None:
+    """More rows than a picture can have are refused, and not drawn."""
+    variant = Variant(matrix="m", axes=(("seed", tuple(map(str, range(1000)))),), place=(0,))
+    with pytest.raises(InvalidInput, match="too many for one picture"):
+        write_matrix_sheet(tmp_path / "m.png", [Cell(variant=variant, frames=(), caption="")])

@@ -1,5 +1,6 @@
 """Whole jobs on the tiny pack: the files that they leave, and that no job leaves a trace in another."""
 
+import hashlib
 import json
 import math
 import weakref
@@ -15,8 +16,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-import goan_cli.batch.run as run_module
-from goan_cli.batch.run import JobStarted, Outcome, RunEvent, render_job, render_jobs, versions
+import goan_cli.batch.job as job_module
+from goan_cli.batch.job import render_job, versions
+from goan_cli.batch.outcome import End, JobStarted, Outcome, RunEvent, RunFinished, RunStarted
+from goan_cli.batch.run import render_jobs
+from goan_cli.batch.standing import OnExists, State
+from goan_cli.batch.survey import RunSettings
 from goan_cli.errors import EnvironmentFault, LoraRefused, RenderFailed
 from goan_cli.files import sha256_of
 from goan_cli.jobs.load import load_requests
@@ -26,6 +31,7 @@ from goan_cli.output.sidecar import write_sidecar
 from goan_cli.output.video import VideoInfo, write_video
 from goan_cli.render.engine import Engine
 from goan_cli.render.events import Baked, Event, Note, SectionFinished, Stage, StageStarted, StepFinished
+from goan_cli.render.identity import bake_recipe, job_identity
 from goan_cli.render.plan import RenderPlan, plan_renders
 from tests.helpers import (
     TINY_CONFIG,
@@ -73,12 +79,17 @@ def _sidecar(plan: RenderPlan) -> dict[str, Any]:
 
 
 def _render(plans: Sequence[RenderPlan]) -> list[Outcome]:
-    return render_jobs(plans, device="cpu")
+    return render_jobs(plans, RunSettings(device="cpu", force=True))
 
 
 def _files(plan: RenderPlan) -> dict[str, bytes]:
     """What a job left that must be the same whenever and wherever it is rendered."""
     return {"video": plan.job.video.read_bytes(), "latents": _latents(plan).numpy().tobytes()}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Every result in a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def _decoded_frames(video: Path) -> int:
@@ -162,7 +173,7 @@ def test_unexpected_failure_stays_in_its_job(
             raise ZeroDivisionError
         return write_video(path, chunks, **options)
 
-    monkeypatch.setattr(run_module, "write_video", failing)
+    monkeypatch.setattr(job_module, "write_video", failing)
     first, second = _render([broken, plain])
     assert isinstance(first.error, ZeroDivisionError)
     assert not broken.job.video.exists()
@@ -192,7 +203,7 @@ def test_failed_encoding_leaves_torch_alone(tmp_path: Path, monkeypatch: pytest.
         next(iter(chunks))
         raise RenderFailed(f"{path}: ffmpeg could not write the video")
 
-    monkeypatch.setattr(run_module, "write_video", failing)
+    monkeypatch.setattr(job_module, "write_video", failing)
     outcomes = _render([tiny_plan(tmp_path, "broken")])
     assert isinstance(outcomes[0].error, RenderFailed)
     stuck = torch.is_inference_mode_enabled()
@@ -289,8 +300,14 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
         "version",
         "name",
         "video",
+        "identity",
+        "latents_sha256",
+        "frames_sha256",
         "settings",
         "seed_drawn",
+        "asked_seed",
+        "rejected_seeds",
+        "quality",
         "inputs",
         "pack",
         "bake",
@@ -299,6 +316,7 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
         "timings",
         "seconds_per_step",
         "device",
+        "machines",
         "dtype",
         "versions",
         "notes",
@@ -330,7 +348,15 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
         "step_cache": "off",
         "loras": [{"path": str(loras["b"]), "weight": 0.5, "include": [], "exclude": [], "trusted": False}],
         "output": {"dir": str(tmp_path / "out"), "keep_latents": True, "contact_sheet": False, "crf": 20},
+        "gates": {"nan": "fail", "black": "warn", "frozen": "warn", "drift": "off"},
+        "retry_seeds": 0,
     }
+    assert sidecar["identity"] == job_identity(plan)
+    assert sidecar["latents_sha256"] == hashlib.sha256(_latents(plan).numpy().tobytes()).hexdigest()
+    assert (sidecar["asked_seed"], sidecar["rejected_seeds"]) == (7, [])
+    assert sidecar["quality"]["seconds"] == round(17 / 24, 4)
+    assert len(sidecar["quality"]["sections"]) == 2
+    assert sidecar["machines"] == [f"cpu, float32, torch {sidecar['versions']['torch']}"]
     assert sidecar["inputs"]["image"]["sha256"] == sha256_of(plan.job.image)
     assert sidecar["pack"] == {
         "name": "tiny",
@@ -353,8 +379,8 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
     assert sidecar["versions"] == versions()
     assert {"python", "ffmpeg", "goan-cli", "torch", "diffusers", "transformers"} <= set(sidecar["versions"])
     assert sidecar["notes"] == list(plan.notes)
-    assert outcome.result.bake is not None
-    assert outcome.result.bake.recipe == sidecar["bake"]["recipe"]
+    assert sidecar["quality"]["findings"] == []
+    assert sidecar["bake"]["recipe"] == bake_recipe(plan).identity
 
 
 def test_sidecar_makes_the_job_again(tmp_path: Path, loras: dict[str, Path]) -> None:
@@ -424,15 +450,16 @@ def test_lora_of_weight_zero_is_left_out_with_a_note(tmp_path: Path, loras: dict
     assert _sidecar(without)["notes"] == ["a.safetensors has weight 0 and is left out"]
 
 
-def test_notes_are_recorded(tmp_path: Path) -> None:
-    """What is told while rendering, a cut prompt for one, stands in the sidecar too."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_notes_are_recorded(tmp_path: Path, cached: bool) -> None:
+    """What is told while rendering, a cut prompt for one, is told once, and stands in the sidecar too."""
     plan, heard = tiny_plan(tmp_path, "noted", prompt="red " * 90), []
 
     def listen(event: RunEvent) -> None:
         if isinstance(event, Note):
             heard.append(event.text)
 
-    render_jobs([plan], device="cpu", listener=listen)
+    render_jobs([plan], RunSettings(device="cpu", cache=tmp_path / "cache" if cached else None), listener=listen)
     assert len(heard) == 1
     assert heard[0].startswith("prompt: CLIP cannot take its last 15 tokens")
     assert _sidecar(plan)["notes"] == heard
@@ -478,7 +505,7 @@ def test_contact_sheet_where_asked_for(tmp_path: Path) -> None:
     """`output.contact_sheet` adds one PNG of the video's frames; the video is the same with and without it."""
     plain = tiny_plan(tmp_path, "plain", output={"dir": str(tmp_path / "out")})
     shown = tiny_plan(tmp_path, "shown", output={"dir": str(tmp_path / "out"), "contact_sheet": True})
-    outcomes = render_jobs([plain, shown], device="cpu")
+    outcomes = render_jobs([plain, shown], RunSettings(device="cpu"))
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["shown.sheet.png"]
     assert plain.job.video.read_bytes() == shown.job.video.read_bytes()
@@ -488,7 +515,7 @@ def test_contact_sheet_where_asked_for(tmp_path: Path) -> None:
 def test_only_the_named_files_are_left(tmp_path: Path) -> None:
     """A job leaves its video, sidecar, kept latents and asked-for previews, and no temporary file."""
     plan = tiny_plan(tmp_path, "job", sections=2)
-    render_jobs([plan], device="cpu", previews=True)
+    render_jobs([plan], RunSettings(device="cpu", previews=True))
     assert sorted(path.name for path in plan.job.output.dir.iterdir()) == [
         "job.json",
         "job.latents.safetensors",
@@ -511,9 +538,9 @@ def test_sidecar_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert content["video"]["sha256"] == sha256_of(plan.job.video)
         write_sidecar(path, content)
 
-    monkeypatch.setattr(run_module, "write_sidecar", watching)
+    monkeypatch.setattr(job_module, "write_sidecar", watching)
     assert _render([plan])[0].error is None
-    assert seen == [["job.latents.safetensors", "job.mp4"]]
+    assert seen == [[".goan", "job.latents.safetensors", "job.mp4"]]
 
 
 def test_no_sidecar_of_an_earlier_render_beside_a_new_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,28 +552,35 @@ def test_no_sidecar_of_an_earlier_render_beside_a_new_video(tmp_path: Path, monk
     def failing(*_: object) -> None:
         raise EnvironmentFault("no space left on device")
 
-    monkeypatch.setattr(run_module, "write_sidecar", failing)
+    monkeypatch.setattr(job_module, "write_sidecar", failing)
     other = tiny_plan(tmp_path, "job", seed=8)
-    (outcome,) = _render([other])
+    (outcome,) = render_jobs([other], RunSettings(device="cpu", on_exists=OnExists.REPLACE))
     assert isinstance(outcome.error, EnvironmentFault)
     assert other.job.video.read_bytes() != before
     assert not other.job.sidecar.exists()
 
 
+@pytest.mark.parametrize("on_exists", OnExists)
 @pytest.mark.parametrize("stage", ["sample", "write_video"])
-def test_failed_render_keeps_the_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_failed_render_keeps_the_earlier_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, on_exists: OnExists
+) -> None:
     """A render that fails before its video is complete leaves the earlier video, latents and sidecar untouched."""
     plan = tiny_plan(tmp_path, "job")
     _render([plan])
-    before = {path.name: path.read_bytes() for path in plan.job.output.dir.iterdir()}
+    before = _contents(plan.job.output.dir)
 
     def failing(*_: object, **__: object) -> None:
         raise RenderFailed("out of memory")
 
-    monkeypatch.setattr(*((Engine, "sample", failing) if stage == "sample" else (run_module, "write_video", failing)))
-    (outcome,) = _render([tiny_plan(tmp_path, "job", seed=8)])
-    assert isinstance(outcome.error, RenderFailed)
-    assert {path.name: path.read_bytes() for path in plan.job.output.dir.iterdir()} == before
+    monkeypatch.setattr(*((Engine, "sample", failing) if stage == "sample" else (job_module, "write_video", failing)))
+    settings = RunSettings(device="cpu", on_exists=on_exists)
+    (outcome,) = render_jobs([tiny_plan(tmp_path, "job", seed=8)], settings)
+    if on_exists is OnExists.SKIP:
+        assert outcome.end is End.SKIPPED
+    else:
+        assert isinstance(outcome.error, RenderFailed)
+    assert _contents(plan.job.output.dir) == before
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -570,9 +604,15 @@ def test_events_of_a_run(tmp_path: Path, loras: dict[str, Path]) -> None:
         tiny_plan(tmp_path, "last"),
     ]
     heard: list[RunEvent] = []
-    outcomes = render_jobs(plans, device="cpu", listener=heard.append)
+    outcomes = render_jobs(plans, RunSettings(device="cpu"), listener=heard.append)
+    started, *middle, finished = heard
+    assert isinstance(started, RunStarted)
+    assert [standing.plan for standing in started.standings] == plans
+    assert {standing.state for standing in started.standings} == {State.NEW}
+    assert isinstance(finished, RunFinished)
+    assert finished.outcomes == tuple(outcomes)
     jobs: list[list[RunEvent]] = []
-    for event in heard:
+    for event in middle:
         if isinstance(event, JobStarted):
             jobs.append([])
         jobs[-1].append(event)
@@ -581,6 +621,7 @@ def test_events_of_a_run(tmp_path: Path, loras: dict[str, Path]) -> None:
         assert events[0] == JobStarted(plan=plan, number=number, total=3)
         assert events[-1] is outcome
         assert outcome.plan is plan
+        assert outcome.end is (End.FAILED if number == 2 else End.DONE)
         assert (outcome.result is None) == (outcome.error is not None) == (number == 2)
         assert sum(isinstance(event, Outcome) for event in events) == 1
     baked = [sum(isinstance(event, Baked) for event in events) for events in jobs]
@@ -602,24 +643,16 @@ def test_result_adds_up(tmp_path: Path) -> None:
 
 
 def test_no_jobs() -> None:
-    """A run of no jobs has no outcomes."""
-    assert _render([]) == []
+    """A run of no jobs has no outcomes, and says so."""
+    heard: list[RunEvent] = []
+    assert render_jobs([], RunSettings(device="cpu"), listener=heard.append) == []
+    assert heard[0] == RunStarted(standings=())
+    assert isinstance(heard[1], RunFinished)
+    assert heard[1].outcomes == ()
+    assert len(heard) == 2
 
 
 # What a failure leaves ----------------------------------------------------------------------------------------
-
-
-def test_latents_survive_a_failed_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With keep_latents, a decode that fails does not lose what was sampled."""
-
-    def failing(*_: Any, **__: Any) -> VideoInfo:
-        raise RenderFailed("no")
-
-    monkeypatch.setattr(run_module, "write_video", failing)
-    plan = tiny_plan(tmp_path, "job")
-    (outcome,) = _render([plan])
-    assert outcome.error is not None
-    assert [path.name for path in plan.job.output.dir.iterdir()] == ["job.latents.safetensors"]
 
 
 def test_a_failed_job_lets_go_of_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from goan_cli.batch.outcome import End, JobStarted, Outcome, RenderResult, RunEv
 from goan_cli.batch.run import render_jobs
 from goan_cli.batch.standing import Standing, State
 from goan_cli.batch.survey import RunSettings
-from goan_cli.cli.eventlog import AnyLine, EventLog, events_schema
+from goan_cli.cli.eventlines import AnyLine, events_schema
+from goan_cli.cli.eventlog import EventLog
 from goan_cli.errors import EnvironmentFault, GoanError, InvalidInput, InvalidJobs, Problem, QualityFailed, RenderFailed
 from goan_cli.lora.report import BakeReport, FileReport
 from goan_cli.output.quality import Finding
@@ -173,7 +174,14 @@ def test_a_job_that_is_done(tmp_path: Path, plan: RenderPlan) -> None:
     ]
 
 
-@pytest.mark.parametrize("end", [End.UP_TO_DATE, End.SKIPPED, End.STOPPED, End.BUSY])
+def test_a_job_that_is_up_to_date(tmp_path: Path, plan: RenderPlan) -> None:
+    """A job that was done before says where its files are."""
+    (line,) = logged(tmp_path, Outcome(plan=plan, end=End.UP_TO_DATE, reason="for a reason"))
+    assert (line["end"], line["reason"]) == ("up to date", None)
+    assert (line["video"], line["sidecar"]) == (str(plan.job.video), str(plan.job.sidecar))
+
+
+@pytest.mark.parametrize("end", [End.SKIPPED, End.STOPPED, End.BUSY])
 def test_a_job_that_is_not_rendered(tmp_path: Path, plan: RenderPlan, end: End) -> None:
     """A job for which nothing was done has one line, with the reason."""
     (line,) = logged(tmp_path, Outcome(plan=plan, end=end, reason="for a reason"))

@@ -625,5 +625,37 @@ def test_the_command_line_cannot_undo_an_axis(folder: Path) -> None:
     """A setting for all jobs that is an axis of a matrix would make their names untrue, and is refused."""
     path = write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {"seed": [1, 2]}})
     (line,) = problems_in(path, settings=["seed=9"])
-    assert "seed: is an axis of a matrix" in line
+    assert "seed: goes against images or a matrix" in line
     assert len(plan_files(path, settings=["steps=2"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("job", "setting"),
+    [
+        ({"prompt": "x", "images": "*.png"}, "image=start.png"),
+        ({**MINIMAL, "matrix": {"seconds": [1, 5]}}, "sections=2"),
+        ({**MINIMAL, "matrix": {"output.crf": [20, 30]}}, "output.crf=25"),
+        (
+            {**MINIMAL, "loras": ["style.safetensors"], "matrix": {"loras.0.weight": [1, 2]}},
+            "loras=[style.safetensors]",
+        ),
+    ],
+)
+def test_settings_that_go_against_names(folder: Path, job: dict[str, Any], setting: str) -> None:
+    """What would take from images or a matrix what their names say is refused."""
+    lines = problems_in(write_jobs(folder / "shot.yaml", job), settings=[setting])
+    assert len(lines) == 1
+    assert "goes against" in lines[0]
+
+
+def test_settings_beside_an_axis(folder: Path) -> None:
+    """A key of the output beside the one that is an axis can be set for all jobs."""
+    path = write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {"output.crf": [20, 30]}})
+    plans = plan_files(path, settings=["output.keep_latents=true"])
+    assert [(plan.job.output.crf, plan.job.output.keep_latents) for plan in plans] == [(20, True), (30, True)]
+
+
+def test_two_axes_of_one_length(folder: Path) -> None:
+    """Seconds and sections cannot both be axes."""
+    (line,) = problems_in(write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": {"seconds": [1], "sections": [2]}}))
+    assert "would undo seconds" in line

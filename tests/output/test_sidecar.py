@@ -1,7 +1,7 @@
 """Sidecars: JSON that says what a video is, and makes its job again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,25 @@ def test_written_as_one(tmp_path: Path) -> None:
 # Reading --------------------------------------------------------------------------------------------------
 
 
+# Values that readers could not use, under keys that they rely on.
+SPOILT: Sequence[tuple[str, object]] = (
+    ("version", "first"),
+    ("settings", []),
+    ("video", "shot.mp4"),
+    ("video", {"file": "shot.mp4", "sha256": "12", "frames": 25}),
+    ("pack", None),
+    ("bake", []),
+    ("versions", {"torch": 2}),
+)
+# The least that a sidecar has.
+LEAST: dict[str, Any] = {
+    "version": SIDECAR_VERSION,
+    "settings": {},
+    "video": {"file": "shot.mp4", "sha256": "12", "frames": 25, "seconds": 1.0},
+    "pack": {},
+}
+
+
 def test_read_as_written(folder: Path) -> None:
     """A sidecar is read as the JSON that was written, with every key and each number."""
     job = job_of(folder, RICH)
@@ -209,10 +228,15 @@ def test_read_as_written(folder: Path) -> None:
     assert read_sidecar(job.sidecar) == json.loads(json.dumps(content_of(job)))
 
 
+def test_the_least_that_is_a_sidecar(tmp_path: Path) -> None:
+    """Keys that came later are not needed, and unknown ones do no harm."""
+    (tmp_path / "a.json").write_text(json.dumps({**LEAST, "more": [1]}), encoding="utf-8")
+    assert read_sidecar(tmp_path / "a.json") == {**LEAST, "more": [1]}
+
+
 def test_values_without_a_number(tmp_path: Path) -> None:
     """A ratio that has no finite value is null, and what is written stays strict JSON."""
-    content = {"version": SIDECAR_VERSION, "settings": {}, "video": {}, "pack": {}}
-    write_sidecar(tmp_path / "a.json", {**content, "bake": {"ratios": [float("inf"), float("nan"), 1.5]}})
+    write_sidecar(tmp_path / "a.json", {**LEAST, "bake": {"ratios": [float("inf"), float("nan"), 1.5]}})
     assert read_sidecar(tmp_path / "a.json")["bake"] == {"ratios": [None, None, 1.5]}
 
 
@@ -232,8 +256,9 @@ def _json(value: object) -> Callable[[Path], object]:
         pytest.param(_json(["version", "settings", "video", "pack"]), "not a sidecar of goan", id="a list"),
         pytest.param(_json({}), "not a sidecar of goan", id="an empty object"),
         pytest.param(_json({"version": 1, "name": "x", "jobs": []}), "not a sidecar of goan", id="some other JSON"),
+        *(pytest.param(_json({**LEAST, key: value}), "not a sidecar of goan", id=key) for key, value in SPOILT),
         pytest.param(
-            _json({"version": SIDECAR_VERSION + 1, "settings": {}, "video": {}, "pack": {}}),
+            _json({**LEAST, "version": SIDECAR_VERSION + 1}),
             f"of version {SIDECAR_VERSION + 1}, which this goan cannot read",
             id="newer",
         ),

@@ -1,7 +1,8 @@
 """The engine on the tiny pack: the same bits whatever came before, and a true account of what it does."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import goan_cli.render.engine as engine_module
-from goan_cli.errors import LoraRefused, RenderFailed
+from goan_cli.errors import Interrupted, LoraRefused, QualityFailed, RenderFailed
+from goan_cli.jobs.job import Gate, Gates
+from goan_cli.jobs.sections import plan_sections
 from goan_cli.lora.bake import bake, restore
+from goan_cli.lora.report import BakeReport
 from goan_cli.model.pack import find_pack
 from goan_cli.model.weights import parameters_of
 from goan_cli.render.device import Precision
@@ -28,6 +32,7 @@ from goan_cli.render.events import (
     StepFinished,
 )
 from goan_cli.render.plan import RenderPlan
+from goan_cli.render.sampling import Progress
 from tests.helpers import (
     GOLDEN,
     PARTS,
@@ -437,3 +442,112 @@ def test_latents_are_ordinary_tensors(plans: dict[str, RenderPlan], alone: dict[
     assert bool(latents.isfinite().all())
     start = _engine().conditioning_for(plans["base"]).start_latent
     assert torch.equal(latents[:, :, :1], start)
+
+
+# Stopped --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept(plans: dict[str, RenderPlan], tmp_path: Path) -> None:
+    """After every section the progress is handed out, with the report of the bake that it was made with."""
+    plan = tiny_plan(tmp_path, loras=[(plans["a"].loras[0].adapter.path, 1.0)], sections=3)
+    engine, kept = _engine(), list[tuple[Progress, BakeReport | None]]()
+    sampled = engine.sample(
+        plan, engine.conditioning_for(plan), keep=lambda progress, report: kept.append((progress, report))
+    )
+    assert [progress.sections for progress, _ in kept] == [1, 2, 3]
+    assert torch.equal(kept[-1][0].history, sampled.latents)
+    assert all(report == sampled.bake for _, report in kept)
+    assert sampled.bake is not None
+
+
+@pytest.mark.parametrize("section", [1, 2])
+def test_stopped_in_a_section(plans: dict[str, RenderPlan], alone: dict[str, Tensor], section: int) -> None:
+    """A stop in a section says in which, hands out how far it is, and leaves an engine that renders as ever."""
+    plan = replace(
+        plans["a"], job=replace(plans["a"].job, sections=plan_sections(plans["a"].job.sections.family, 2, 2))
+    )
+    engine, kept = _engine(), list[Progress]()
+    asked = iter(range(1, 10))
+    with pytest.raises(Interrupted, match=f"in section {section}"):
+        engine.sample(
+            plan,
+            engine.conditioning_for(plan),
+            keep=lambda progress, _: kept.append(progress),
+            stop=lambda: next(asked) == section,  # it is asked once a section of two steps
+        )
+    assert kept[-1].within is not None
+    assert kept[-1].within.sampler.done == 1
+    assert kept[-1].sections == section - 1
+    for name in ("a", "base"):
+        assert torch.equal(_sampled(engine, plans[name]).latents, alone[name])
+
+
+def test_stopped_by_who_keeps(plans: dict[str, RenderPlan], alone: dict[str, Tensor]) -> None:
+    """Whoever is handed the progress may stop the render there, and the engine renders on as ever."""
+    engine = _engine()
+
+    def keep(*_: object) -> None:
+        raise Interrupted("enough")
+
+    with pytest.raises(Interrupted, match="enough"):
+        engine.sample(plans["a"], engine.conditioning_for(plans["a"]), keep=keep)
+    assert not torch.is_inference_mode_enabled()
+    assert torch.equal(_sampled(engine, plans["a"]).latents, alone["a"])
+
+
+def test_stopped_while_decoding(plans: dict[str, RenderPlan], tmp_path: Path) -> None:
+    """A stop is looked at before every stretch of frames."""
+    plan, engine = tiny_plan(tmp_path, sections=3), _engine()
+    latents = _sampled(engine, plan).latents
+    whole = list(engine.frames(plan, latents))
+    assert len(whole) > 1
+    asked = iter([False, True])
+    frames = engine.frames(plan, latents, stop=lambda: next(asked))
+    assert np.array_equal(next(frames), whole[0])
+    with pytest.raises(Interrupted, match="decoding"):
+        next(frames)
+
+
+@pytest.mark.parametrize("gate", [Gate.WARN, Gate.OFF])
+def test_pixels_that_are_not_finite(
+    plans: dict[str, RenderPlan], alone: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    """Where a job does not refuse them, pixels that are no numbers are grey, and infinite ones white or black."""
+    plan = replace(plans["base"], job=replace(plans["base"].job, gates=Gates(nan=gate)))
+
+    def overflowing(_: object) -> Callable[[Tensor], Tensor]:
+        values = torch.tensor([math.nan, math.inf, -math.inf]).view(1, 3, 1, 1, 1)
+        return lambda latents: values.expand(1, 3, 4 * latents.shape[2] - 3, 32, 32)
+
+    monkeypatch.setattr(engine_module, "vae_decoder", overflowing)
+    frames = np.concatenate(list(_engine().frames(plan, alone["base"])))
+    assert frames.shape == (plan.job.sections.frames, 32, 32, 3)
+    assert np.array_equal(np.unique(frames.reshape(-1, 3), axis=0), [[128, 255, 0]])
+    with pytest.raises(QualityFailed, match="decoded pixels are not finite"):
+        list(_engine().frames(plans["base"], alone["base"]))
+
+
+def test_times_so_far(plans: dict[str, RenderPlan]) -> None:
+    """What has elapsed has the stage at work too; times from an earlier session are gone on with."""
+    engine, seen = _engine(), list[dict[Stage, float]]()
+    engine.begin({Stage.SAMPLE: 1000.0, Stage.DECODE: 2000.0})
+    engine.sample(
+        plans["base"],
+        engine.conditioning_for(plans["base"]),
+        keep=lambda *_: seen.append(engine.elapsed),
+    )
+    assert seen[0][Stage.SAMPLE] > 1000
+    assert engine.timings[Stage.SAMPLE] >= seen[0][Stage.SAMPLE]
+    assert engine.elapsed == engine.timings
+    assert engine.timings[Stage.DECODE] == 2000
+
+
+def test_encoded_beforehand(plans: dict[str, RenderPlan], alone: dict[str, Tensor], tmp_path: Path) -> None:
+    """A plan that was encoded into the cache is sampled without its encoders, to the same bits."""
+    engine, events = Engine(device="cpu", cache=tmp_path), list[Event]()
+    engine.encode(plans["a"])
+    engine.forget_text_encoders()
+    engine.listener = events.append
+    conditioning = engine.conditioning_for(plans["a"])
+    assert not any(isinstance(event, StageStarted) and event.stage is Stage.LOAD for event in events)
+    assert torch.equal(engine.sample(plans["a"], conditioning).latents, alone["a"])
