@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -31,8 +32,12 @@ class VideoInfo:
 
 def ffmpeg_version() -> str:
     """The first line that ffmpeg says of itself. Raises EnvironmentFault when it cannot be run."""
-    result = _run([ffmpeg_path(), "-version"])
-    return result.stdout.split("\n", maxsplit=1)[0]
+    return _version_of(ffmpeg_path())
+
+
+@lru_cache  # every sidecar names it
+def _version_of(path: str) -> str:
+    return _run([path, "-version"]).stdout.split("\n", maxsplit=1)[0]
 
 
 def ffmpeg_path() -> str:

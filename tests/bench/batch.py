@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import goan_cli.batch.job as job_module
+import goan_cli.batch.latents as latents_module
 import goan_cli.render.parts as parts_module
 from goan_cli.batch.outcome import RunEvent
 from goan_cli.batch.run import render_jobs
@@ -64,10 +64,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # the tiny pack's tensors are too small to share out
     clock, seconds, bakes = Clock(), dict.fromkeys(map(str, Stage), 0.0), 0
     for name in ("load_transformer", "load_vae", "TextEncoders", "ImageEncoder"):
         setattr(parts_module, name, clock.timing(name, getattr(parts_module, name)))
-    job_module.__dict__["write_checkpoint"] = clock.timing("checkpoints", write_checkpoint)
+    latents_module.__dict__["write_checkpoint"] = clock.timing("checkpoints", write_checkpoint)
 
     def listen(event: RunEvent) -> None:
         nonlocal bakes
