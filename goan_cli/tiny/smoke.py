@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from goan_cli.batch.outcome import End
 from goan_cli.batch.run import render_jobs
 from goan_cli.batch.standing import OnExists
 from goan_cli.batch.survey import RunSettings
@@ -53,8 +54,10 @@ def run_smoke(folder: Path, *, model: str = "tiny", device: str = "auto") -> lis
     checks = [
         Check(
             name=f"{outcome.plan.job.name} renders",
-            passed=outcome.error is None,
-            seen=str(outcome.error) if outcome.error else f"{outcome.plan.job.sections.frames} frames",
+            passed=outcome.end is End.DONE,
+            seen=f"{outcome.plan.job.sections.frames} frames"
+            if outcome.end is End.DONE
+            else str(outcome.error or outcome.reason),
         )
         for outcome in outcomes
     ]

@@ -131,4 +131,4 @@ def test_report_and_plot(
     assert run(monkeypatch, "lora", "report", "--lora", lora, "--plot", plot) == 0
     assert "transformer_blocks.0" in capsys.readouterr().out
     with Image.open(plot) as picture:
-        assert len(set(picture.convert("RGB").resize((64, 8)).getdata())) > 2
+        assert len(picture.convert("RGB").resize((64, 8)).getcolors() or ()) > 2

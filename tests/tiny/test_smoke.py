@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from goan_cli.batch import run
+from goan_cli.batch import job
 from goan_cli.errors import EnvironmentFault, RenderFailed
 from goan_cli.tiny import smoke
 from goan_cli.tiny.measures import Frames, fallen_share, track
@@ -64,7 +64,7 @@ def test_a_job_that_fails_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.
     def broken(*_: object, **__: object) -> None:
         raise RenderFailed("the encoder burnt down")
 
-    monkeypatch.setattr(run, "write_video", broken)
+    monkeypatch.setattr(job, "write_video", broken)
     checks = run_smoke(tmp_path, device="cpu")
     assert [check.passed for check in checks] == [False, False]
     assert "burnt down" in checks[0].seen
