@@ -16,7 +16,7 @@ from goan_cli.jobs.job import Job
 from goan_cli.output.quality import findings, quality_of
 from goan_cli.output.sidecar import read_sidecar
 from goan_cli.render.checkpoint import CheckpointRecord, checkpoint_files, read_record
-from goan_cli.render.identity import job_identity, latents_identity
+from goan_cli.render.identity import job_identity, latents_identity, refuse_vanished
 from goan_cli.render.plan import RenderPlan
 
 _HIGHEST_NUMBER = 10_000
@@ -58,7 +58,7 @@ def standing_of(
     `names` are the videos that the run's jobs were to write, which no number may lead to. A job without a seed
     takes the one that it drew the last time. Raises InvalidInput when its image or a LoRA has vanished.
     """
-    latents_identity(plan)  # what has vanished shows now, and fails this job alone
+    refuse_vanished(plan)  # now, so that it fails this job alone
     standing = _found(plan, force=force)
     if standing.state is not State.TAKEN or on_exists is OnExists.SKIP:
         return standing

@@ -31,6 +31,13 @@ def lora_source(lora: PlannedLora) -> LoraSource:
         raise InvalidInput(f"{use.path}: cannot be read any more: {error.strerror or error}") from error
 
 
+def refuse_vanished(plan: RenderPlan) -> None:
+    """Raise InvalidInput when the image or a LoRA file is gone; nothing is read, however many jobs there are."""
+    for path in (plan.job.image, *(lora.use.path for lora in plan.loras)):
+        if not path.is_file():
+            raise InvalidInput(f"{path}: cannot be read any more: no such file")
+
+
 def bake_recipe(plan: RenderPlan) -> BakeRecipe:
     """The weights that a plan samples with. Raises InvalidInput when a LoRA file has vanished."""
     base = plan.pack.identity_of("transformer")
