@@ -5,7 +5,7 @@ Nothing is ever subtracted again: `restore` and every new bake start from the ch
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,9 @@ from goan_cli.errors import LoraRefused
 from goan_cli.lora.adapter import Adapter, AdapterModule, Part, changed_kinds
 from goan_cli.lora.change import Factors, ReadTensor, bias_change, low_rank, read_factors, weight_change
 from goan_cli.lora.report import BakeRecipe, BakeReport, FileReport, LoraSource, ParameterReport, SourceKey
+
+# Is given each parameter's name and value once it is written, and puts the value where it is kept.
+Store = Callable[[str, Tensor], None]
 
 # On a CPU a block of this many values stays in the cache through all passes over it.
 _CACHED_VALUES = 1 << 18
@@ -56,6 +59,10 @@ class _Written:
     moved: int
 
 
+def _in_place(name: str, value: Tensor) -> None:
+    """What was written is where it is kept."""
+
+
 def recipe_of(base: str, loras: Sequence[LoraFile]) -> BakeRecipe:
     """The recipe that these files make on a base of this identity."""
     return BakeRecipe(base=base, loras=tuple(lora.source for lora in loras))
@@ -68,12 +75,17 @@ def bake(
     *,
     base: str = "",
     touched: set[str] | None = None,
+    store: Store = _in_place,
 ) -> BakeReport:
     """Write base + changes into `parameters`, in place, and report what changed.
 
     `pristine` reads a base weight as it is on disk; `base` is that checkpoint's identity. Names are added to
     `touched` before they are written, so that a bake which fails can be undone with `restore`. Extra memory is
     one source module in fp32. Raises LoraRefused for values that are not finite, and when nothing changes at all.
+
+    Weights that are kept in another form, such as fp8, are read from `parameters` as scratch tensors in a wide dtype,
+    one at a time, and `store` brings each into its own form. The report is then of the wide values: its norms, its
+    dtype and the share that moved say nothing of the rounding after that.
     """
     started = time.perf_counter()
     touched = set() if touched is None else touched
@@ -84,7 +96,7 @@ def bake(
             made = _Changes(pristine, acting)
             for name in group:
                 touched.add(name)
-                written.append(_write(name, parameters[name], pristine, shares[name], made))
+                written.append(_write(name, parameters[name], pristine, shares[name], made, store))
     moved, values = sum(each.moved for each in written), sum(each.values for each in written)
     idle = [lora.source.path.name for lora in loras if lora.source.key not in acting]
     if idle or not moved:
@@ -110,11 +122,16 @@ def bake(
     )
 
 
-def restore(parameters: Mapping[str, Tensor], pristine: ReadTensor, names: set[str]) -> None:
-    """Write the checkpoint's own values back, bit for bit, in place."""
+def restore(
+    parameters: Mapping[str, Tensor], pristine: ReadTensor, names: set[str], *, store: Store = _in_place
+) -> None:
+    """Write the checkpoint's own values back, bit for bit, in place; `store` as in `bake`."""
     with torch.no_grad():
         for name in sorted(names):
-            parameters[name].copy_(pristine(name))
+            resident = parameters[name]
+            resident.copy_(pristine(name))
+            store(name, resident)
+            del resident  # before the next one is made
 
 
 @contextmanager
@@ -193,7 +210,14 @@ class _Changes:
         return self._weights[key][share.rows]
 
 
-def _write(name: str, resident: Tensor, pristine: ReadTensor, shares: Sequence[_Share], made: _Changes) -> _Written:
+def _write(
+    name: str,
+    resident: Tensor,
+    pristine: ReadTensor,
+    shares: Sequence[_Share],
+    made: _Changes,
+    store: Store,
+) -> _Written:
     """Write one parameter: in one pass over cache-sized blocks where all its changes are low-rank."""
     base, device = pristine(name), resident.device
     if name.endswith(".bias"):
@@ -213,6 +237,7 @@ def _write(name: str, resident: Tensor, pristine: ReadTensor, shares: Sequence[_
                 total += made.weight(share, device).reshape(base.shape) * share.file.source.weight
             written = _write_sum(name, resident, base, total)
     _refuse_overflow(written, resident)
+    store(name, resident)
     return written
 
 

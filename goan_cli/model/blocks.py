@@ -1,11 +1,24 @@
-"""The two kinds of transformer block. Image tokens come before text tokens everywhere."""
+"""The two kinds of transformer block. Image tokens come before text tokens everywhere.
+
+A block's AdaLN is not run here: what it makes of a timestep is the same in every section, and comes ready-made.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from goan_cli.model.attention import Attend
 from goan_cli.model.config import TransformerConfig
-from goan_cli.model.layers import FeedForward, JointAttention, Modulation, Qkv, attend, modulate
+from goan_cli.model.layers import (
+    FeedForward,
+    JointAttention,
+    Modulation,
+    Qkv,
+    add_gated,
+    linear_of_both,
+    modulate,
+    split_heads,
+)
 from goan_cli.model.rope import Rope, apply_rope
 
 
@@ -21,30 +34,38 @@ class DoubleBlock(nn.Module):
         self.ff = FeedForward(width, inner)
         self.ff_context = FeedForward(width, inner)
 
-    def modulated_input(self, image: Tensor, temb: Tensor) -> Tensor:
-        """What the image stream's attention sees: TeaCache's measure of how much a step changes."""
-        shift, scale, *_ = self.norm1(temb)
-        return modulate(image, shift, scale)
+    def forward(
+        self, image: Tensor, text: Tensor, modulation: Tensor, text_modulation: Tensor, rope: Rope, attend: Attend
+    ) -> tuple[Tensor, Tensor]:
+        """Image `(1, n, width)` and text `(1, m, width)` to the same shapes.
 
-    def forward(self, image: Tensor, text: Tensor, temb: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """Image `(1, n, width)` and text `(1, m, width)` to the same shapes; `rope` has n rows."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.norm1(temb)
-        text_shift_a, text_scale_a, text_gate_a, text_shift_m, text_scale_m, text_gate_m = self.norm1_context(temb)
+        What `norm1` and `norm1_context` make of the timestep is `(1, 6, width)` each; `rope` has n rows.
+        """
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)
+        text_shift_a, text_scale_a, text_gate_a, text_shift_m, text_scale_m, text_gate_m = text_modulation.unbind(1)
 
-        query, key, value = self.attn.project(modulate(image, shift_a, scale_a))
-        text_query, text_key, text_value = self.attn.project_text(modulate(text, text_shift_a, text_scale_a))
+        image_out, text_out = self._attended(
+            modulate(image, shift_a, scale_a), modulate(text, text_shift_a, text_scale_a), rope, attend
+        )
+        image = add_gated(image, image_out, gate_a)
+        text = add_gated(text, text_out, text_gate_a)
+        del image_out, text_out  # the MLP is where a block holds the most
+        image = add_gated(image, self.ff(modulate(image, shift_m, scale_m)), gate_m)
+        text = add_gated(text, self.ff_context(modulate(text, text_shift_m, text_scale_m)), text_gate_m)
+        return image, text
+
+
+    def _attended(self, image: Tensor, text: Tensor, rope: Rope, attend: Attend) -> tuple[Tensor, Tensor]:
+        """Joint attention of both normed streams, projected."""
+        query, key, value = self.attn.project(image)
+        text_query, text_key, text_value = self.attn.project_text(text)
         attended = attend(
             torch.cat((apply_rope(query, rope), text_query), dim=1),
             torch.cat((apply_rope(key, rope), text_key), dim=1),
             torch.cat((value, text_value), dim=1),
         )
         image_out, text_out = attended.split((image.shape[1], text.shape[1]), dim=1)
-
-        image = image + self.attn.to_out[0](image_out) * gate_a
-        text = text + self.attn.to_add_out(text_out) * text_gate_a
-        image = image + self.ff(modulate(image, shift_m, scale_m)) * gate_m
-        text = text + self.ff_context(modulate(text, text_shift_m, text_scale_m)) * text_gate_m
-        return image, text
+        return self.attn.to_out[0](image_out), self.attn.to_add_out(text_out)
 
 
 class SingleBlock(nn.Module):
@@ -58,11 +79,27 @@ class SingleBlock(nn.Module):
         self.proj_mlp = nn.Linear(width, inner)
         self.proj_out = nn.Linear(width + inner, width)
 
-    def forward(self, tokens: Tensor, temb: Tensor, rope: Rope) -> Tensor:
-        """Tokens `(1, n + m, width)` to the same shape; `rope` has n + m rows (see `Rope.with_text`)."""
-        shift, scale, gate = self.norm(temb)
+    def forward(
+        self, tokens: Tensor, modulation: Tensor, rope: Rope, attend: Attend, kept: slice | None = None
+    ) -> Tensor:
+        """Tokens `(1, n + m, width)` to the same shape, or to the rows `kept` where the others are not looked at.
+
+        What `norm` makes of the timestep is `(1, 3, width)`; `rope` has n + m rows (see `Rope.with_text`).
+        """
+        shift, scale, gate = modulation.unbind(1)
         normed = modulate(tokens, shift, scale)
-        query, key, value = self.attn.project(normed)
-        attended = attend(apply_rope(query, rope), apply_rope(key, rope), value)
+        attended = self._attended(normed, rope, attend, kept)
+        if kept is not None:
+            tokens, normed = tokens[:, kept], normed[:, kept]
         mlp = F.gelu(self.proj_mlp(normed), approximate="tanh")
-        return tokens + self.proj_out(torch.cat((attended, mlp), dim=-1)) * gate
+        return add_gated(tokens, linear_of_both(self.proj_out, attended, mlp), gate)
+
+    def _attended(self, normed: Tensor, rope: Rope, attend: Attend, kept: slice | None) -> Tensor:
+        """Attention of the rows `kept`, or of all, to all."""
+        heads = self.attn.heads
+        key = apply_rope(self.attn.norm_k(split_heads(self.attn.to_k(normed), heads)), rope)
+        value = split_heads(self.attn.to_v(normed), heads)
+        if kept is not None:
+            normed, rope = normed[:, kept], rope.rows(kept)
+        query = apply_rope(self.attn.norm_q(split_heads(self.attn.to_q(normed), heads)), rope)
+        return attend(query, key, value)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from goan_cli.model.config import TransformerConfig
-from goan_cli.model.layers import EPS, FeedForward, Modulation, SelfAttention
+from goan_cli.model.layers import EPS, FeedForward, Modulation, SelfAttention, add_gated
 from goan_cli.model.rope import pad_to_multiple
 
 SINUSOID_WIDTH = 256
@@ -99,9 +99,9 @@ class _RefinerBlock(nn.Module):
         self.norm_out = Modulation(width, 2)
 
     def forward(self, text: Tensor, temb: Tensor) -> Tensor:
-        gate_attention, gate_mlp = self.norm_out(temb)
-        text = text + self.attn(self.norm1(text)) * gate_attention
-        return text + self.ff(self.norm2(text)) * gate_mlp
+        gate_attention, gate_mlp = self.norm_out(temb).unbind(1)
+        text = add_gated(text, self.attn(self.norm1(text)), gate_attention)
+        return add_gated(text, self.ff(self.norm2(text)), gate_mlp)
 
 
 class _RefinerBlocks(nn.Module):

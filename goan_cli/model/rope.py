@@ -1,6 +1,6 @@
 """Rotary position embedding of the packed sequence: tables per section, applied in fp32.
 
-Tables hold one cosine and one sine per (real, imaginary) pair: `(tokens, head_dim / 2)`.
+Tables hold one cosine and one sine per (real, imaginary) pair.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,36 @@ from goan_cli.model.config import TransformerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Cosine and sine of every token's position, both `(tokens, head_dim / 2)` in fp32."""
+    """Cosine and sine of every token's position side by side: `(tokens, head_dim / 2, 2)` in fp32."""
 
-    cos: Tensor
-    sin: Tensor
+    table: Tensor
 
     def __len__(self) -> int:
-        return len(self.cos)
+        return len(self.table)
+
+    @property
+    def cos(self) -> Tensor:
+        """`(tokens, head_dim / 2)`."""
+        return self.table[..., 0]
+
+    @property
+    def sin(self) -> Tensor:
+        """`(tokens, head_dim / 2)`."""
+        return self.table[..., 1]
 
     def with_text(self, tokens: int) -> "Rope":
         """The same tables followed by `tokens` text rows, which are not rotated."""
-        return Rope(cos=F.pad(self.cos, (0, 0, 0, tokens), value=1.0), sin=F.pad(self.sin, (0, 0, 0, tokens)))
+        still = self.table.new_tensor((1.0, 0.0)).expand(tokens, self.table.shape[1], 2)
+        return Rope(table=torch.cat((self.table, still)))
+
+    def rows(self, kept: slice) -> "Rope":
+        """The tables of some of the tokens."""
+        return Rope(table=self.table[kept])
 
 
 def joined(parts: Sequence[Rope]) -> Rope:
     """Several stretches of tokens one after another."""
-    return Rope(cos=torch.cat([part.cos for part in parts]), sin=torch.cat([part.sin for part in parts]))
+    return Rope(table=torch.cat([part.table for part in parts]))
 
 
 def rope_table(config: TransformerConfig, frames: Tensor, rows: int, columns: int, pool: int = 1) -> Rope:
@@ -53,7 +67,7 @@ def rope_table(config: TransformerConfig, frames: Tensor, rows: int, columns: in
     angle = rearrange(torch.cat(angles, dim=-1), "frames rows columns pairs -> 1 pairs frames rows columns")
     cos, sin = _pooled(angle.cos(), pool), _pooled(angle.sin(), pool)
     flat = "1 pairs frames rows columns -> (frames rows columns) pairs"
-    return Rope(cos=rearrange(cos, flat), sin=rearrange(sin, flat))
+    return Rope(table=torch.stack((rearrange(cos, flat), rearrange(sin, flat)), dim=-1))
 
 
 def _pooled(table: Tensor, pool: int) -> Tensor:
@@ -68,7 +82,13 @@ def pad_to_multiple(x: Tensor, kernel: tuple[int, int, int]) -> Tensor:
 
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """Rotate `(1, tokens, heads, head_dim)` by its tokens' positions; computed in fp32, returned in x's dtype."""
-    real, imaginary = rearrange(x.float(), "b t h (pairs two) -> two b t h pairs", two=2)
-    cos, sin = repeat(rope.cos, "t pairs -> t 1 pairs"), repeat(rope.sin, "t pairs -> t 1 pairs")
-    rotated = torch.stack((real * cos - imaginary * sin, imaginary * cos + real * sin), dim=-1)
+    pairs = rearrange(x.float(), "b t h (pairs two) -> b t h pairs two", two=2)
+    if torch.compiler.is_compiling():  # which does not take complex numbers
+        real, imaginary = pairs.unbind(-1)
+        cos, sin = repeat(rope.cos, "t pairs -> t 1 pairs"), repeat(rope.sin, "t pairs -> t 1 pairs")
+        rotated = torch.stack((real * cos - imaginary * sin, imaginary * cos + real * sin), dim=-1)
+    else:
+        # A product of complex numbers is one pass over the tokens; its parts one by one are ten.
+        turn = repeat(torch.view_as_complex(rope.table), "t pairs -> t 1 pairs")
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * turn)
     return rotated.flatten(-2).to(x.dtype)

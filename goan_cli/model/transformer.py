@@ -5,20 +5,24 @@ training batch shares positions and text length, and needs none either: 1 in the
 Source: FramePack (arXiv 2504.12626) on HunyuanVideo (arXiv 2412.03603).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from goan_cli.model.attention import Attend, sdpa
 from goan_cli.model.blocks import DoubleBlock, SingleBlock
+from goan_cli.model.calls import BlockCalls
 from goan_cli.model.config import TransformerConfig
 from goan_cli.model.embedders import CleanPatchEmbed, ImageProjection, PatchEmbed, TimeTextEmbed, TokenRefiner
 from goan_cli.model.layers import Modulation, modulate
 from goan_cli.model.rope import Rope, joined, rope_table
-from goan_cli.model.step_cache import TeaCache
+from goan_cli.model.step_cache import StepCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +55,34 @@ class TextConditioning:
     pooled: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepConditioning:
+    """What a timestep, guidance and prompt come to: the same in every section, so made once for a job.
+
+    AdaLN of the double blocks' image and text `(layers, 1, 6, width)`, of the single blocks
+    `(layers, 1, 3, width)` and of the output `(1, 2, width)`; refined text `(1, n, width)`.
+    """
+
+    double: Tensor
+    double_text: Tensor
+    single: Tensor
+    out: Tensor
+    text_tokens: Tensor
+
+
 class PackedTransformer(nn.Module):
-    """The FramePack DiT. `context_for` once a section, then `forward` every step."""
+    """The FramePack DiT: `step_conditionings` once a job, `context_for` once a section, `forward` every step.
+
+    `block_source` yields the double blocks and then the single ones, each ready to run; `calls` runs them, and
+    `attend` is their attention. The weights behind `step_conditionings` may lie in main memory.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.block_source: Callable[[], Iterator[nn.Module]] = self.own_blocks
+        self.calls = BlockCalls()
+        self.attend: Attend = sdpa
         self.x_embedder = PatchEmbed(config)
         self.clean_x_embedder = CleanPatchEmbed(config)
         self.context_embedder = TokenRefiner(config)
@@ -102,7 +128,48 @@ class PackedTransformer(nn.Module):
             rope=joined([*tables, noisy]),
         )
 
-    def forward(
+    def own_blocks(self) -> Iterator[nn.Module]:
+        """The blocks in order, where their weights are."""
+        return chain(self.transformer_blocks, self.single_transformer_blocks)
+
+    def step_conditionings(
+        self, text: TextConditioning, timesteps: Sequence[Tensor], guidance: Tensor
+    ) -> list[StepConditioning]:
+        """One CFG branch's conditioning of each step; see `velocity_at` for `timesteps` and `guidance`.
+
+        Each step is computed by itself, so that its bits do not depend on the others; each module's weights are
+        brought to the device once, used for all steps, and not kept there.
+        """
+        device = self.device
+        embed = _lent(self.time_text_embed, device)
+        embedded = [embed(timestep, text.pooled, guidance) for timestep in timesteps]
+        refine = _lent(self.context_embedder, device)
+        refined = [refine(text.embeds, timestep) for timestep in timesteps]
+        del embed, refine
+
+        def modulated(modules: Sequence[nn.Module]) -> list[Tensor]:
+            """For each step, what all modules make of it `(modules, 1, parts, width)`."""
+            by_module = []
+            for module in modules:
+                modulation = _lent(module, device)
+                by_module.append(torch.stack([modulation(temb) for temb in embedded]))
+            return list(torch.stack(by_module, dim=1))
+
+        doubles = [cast("DoubleBlock", block) for block in self.transformer_blocks]
+        singles = [cast("SingleBlock", block) for block in self.single_transformer_blocks]
+        return [
+            StepConditioning(double=double, double_text=double_text, single=single, out=out[0], text_tokens=tokens)
+            for double, double_text, single, out, tokens in zip(
+                modulated([block.norm1 for block in doubles]),
+                modulated([block.norm1_context for block in doubles]),
+                modulated([block.norm for block in singles]),
+                modulated([self.norm_out]),
+                refined,
+                strict=True,
+            )
+        ]
+
+    def velocity_at(
         self,
         latents: Tensor,
         *,
@@ -110,44 +177,53 @@ class PackedTransformer(nn.Module):
         guidance: Tensor,
         text: TextConditioning,
         context: SectionContext,
-        cache: TeaCache | None = None,
+        cache: StepCache | None = None,
     ) -> Tensor:
-        """Velocity of the noisy latents `(1, 16, frames, h, w)`, same shape, in the final projection's dtype.
+        """One step without tables: `forward` with the conditioning of this timestep alone.
 
         `timestep` is 1000 sigma and `guidance` 1000 times the distilled scale, both `(1,)`.
         """
+        (step,) = self.step_conditionings(text, [timestep], guidance)
+        out: Tensor = self(latents, step=step, context=context, cache=cache)
+        return out
+
+    def forward(
+        self, latents: Tensor, *, step: StepConditioning, context: SectionContext, cache: StepCache | None = None
+    ) -> Tensor:
+        """Velocity of the noisy latents `(1, 16, frames, h, w)`, same shape, in the final projection's dtype."""
         noisy = self.x_embedder(latents)
         image = torch.cat((context.clean_tokens, noisy), dim=1)
-        temb = self.time_text_embed(timestep, text.pooled, guidance)
 
         residual = None
         if cache is not None:
-            first = cast("DoubleBlock", self.transformer_blocks[0])
-            residual = cache.residual_to_reuse(first.modulated_input(image, temb))
+            shift, scale, *_ = step.double[0].unbind(1)
+            residual = cache.residual_to_reuse(lambda: modulate(image, shift, scale))
         if residual is None:
-            out = self._blocks(image, self._text_tokens(text, timestep, context), temb, context.rope)
+            out = self._blocks(image, step, context, kept=noisy.shape[1])
             if cache is not None:
-                cache.keep(out - image)
+                cache.keep(out - noisy)
         else:
-            out = image + residual
-        return self._unpatchify(out[:, -noisy.shape[1] :], temb, latents)
+            out = noisy + residual
+        return self._unpatchify(out, step.out, latents)
 
-    def _text_tokens(self, text: TextConditioning, timestep: Tensor, context: SectionContext) -> Tensor:
-        return torch.cat((context.image_tokens, self.context_embedder(text.embeds, timestep)), dim=1)
-
-    def _blocks(self, image: Tensor, text: Tensor, temb: Tensor, rope: Rope) -> Tensor:
-        for block in self.transformer_blocks:
-            image, text = block(image, text, temb, rope)
+    def _blocks(self, image: Tensor, step: StepConditioning, context: SectionContext, *, kept: int) -> Tensor:
+        """All blocks over the packed image tokens and the text; returns the last `kept` of the image tokens."""
+        text = torch.cat((context.image_tokens, step.text_tokens), dim=1)
+        blocks, count = self.block_source(), image.shape[1]
+        # The tables come first: a `zip` that ends with them has not asked for a block too many.
+        for modulation, text_modulation, block in zip(step.double, step.double_text, blocks, strict=False):
+            image, text = self.calls.double(block, image, text, modulation, text_modulation, context.rope, self.attend)
         tokens = torch.cat((image, text), dim=1)
-        joint_rope = rope.with_text(text.shape[1])
-        for block in self.single_transformer_blocks:
-            tokens = block(tokens, temb, joint_rope)
-        return tokens[:, : image.shape[1]]
+        rope = context.rope.with_text(text.shape[1])
+        rows = [None] * (len(step.single) - 1) + [slice(count - kept, count)]
+        for modulation, wanted, block in zip(step.single, rows, blocks, strict=False):
+            tokens = self.calls.single(block, tokens, modulation, rope, self.attend, wanted)
+        next(blocks, None)  # a source that brings weights begins with the next step's
+        return tokens
 
-    def _unpatchify(self, tokens: Tensor, temb: Tensor, latents: Tensor) -> Tensor:
-        scale, shift = self.norm_out(temb)
-        tokens = modulate(tokens, shift, scale)
-        patches = self.proj_out(tokens.to(self.proj_out.weight.dtype))
+    def _unpatchify(self, tokens: Tensor, modulation: Tensor, latents: Tensor) -> Tensor:
+        scale, shift = modulation.unbind(1)
+        patches = self.proj_out(modulate(tokens, shift, scale).to(self.proj_out.weight.dtype))
         return rearrange(
             patches,
             "b (t h w) (c ph pw) -> b c t (h ph) (w pw)",
@@ -156,3 +232,16 @@ class PackedTransformer(nn.Module):
             ph=2,
             pw=2,
         )
+
+
+def _lent(module: nn.Module, device: torch.device) -> Callable[..., Tensor]:
+    """The module as a function whose weights are on `device`, for as long as the function is kept."""
+    if all(parameter.device == device for parameter in module.parameters()):
+        return module
+    weights = {name: parameter.to(device) for name, parameter in module.named_parameters()}
+
+    def call(*inputs: Tensor) -> Tensor:
+        out: Tensor = functional_call(module, weights, inputs)
+        return out
+
+    return call

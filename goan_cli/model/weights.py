@@ -1,6 +1,7 @@
 """Weights from memory-mapped safetensors: placed once, and re-read pristine whenever a bake needs them."""
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from goan_cli.errors import InvalidInput
 from goan_cli.model.checkpoint import read_checkpoint, refuse_quantised
 from goan_cli.model.config import TransformerConfig, read_config
+from goan_cli.model.fp8 import E4M3, use_fp8
+from goan_cli.model.resident import ResidentWeights
 from goan_cli.model.transformer import PackedTransformer
 
 _SHOWN = 5
@@ -44,31 +47,69 @@ class PristineReader:
         return tensor
 
 
-def load_transformer(
-    part: Path, *, device: torch.device, dtype: torch.dtype, unread: Collection[str] = ()
-) -> tuple[PackedTransformer, WeightStore]:
-    """The packed transformer with its weights on `device`, and the store to re-read them from.
+# What only `step_conditionings` looks at: a quarter of the weights, and not on the device while it samples.
+_CONDITIONING = re.compile(
+    r"(time_text_embed|context_embedder|norm_out)\."
+    r"|transformer_blocks\.\d+\.(norm1|norm1_context)\."
+    r"|single_transformer_blocks\.\d+\.norm\."
+)
+_BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.")
+_MAIN_MEMORY = torch.device("cpu")
 
-    Built on the meta device, then filled tensor by tensor. On the CPU, tensors that already have `dtype` are
-    the mapped file itself (copy on write), so the model is in memory once. The final projection is in fp32.
-    Parameters in `unread` get memory and no values: a bake that follows fills them.
+
+def load_transformer(
+    part: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    fp8: bool = False,
+    resident: Sequence[bool] | None = None,
+    unread: Collection[str] = (),
+) -> tuple[PackedTransformer, WeightStore]:
+    """The packed transformer with its weights in place, and the store to re-read them from.
+
+    Built on the meta device, then filled tensor by tensor. In main memory are what conditions the steps, and the
+    blocks that `resident` (in the order of execution, None for all) leaves there; there, tensors that already have
+    `dtype` are the mapped file itself (copy on write). The final projection is in fp32, with `fp8` the blocks'
+    linears are quantised. Parameters in `unread` get memory and no values: a bake that follows fills them.
     Raises InvalidInput when names or shapes are not those of the configuration.
     """
     store = WeightStore(part)
-    model = empty_transformer(read_config(part))
-    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    check_names_and_shapes(expected, store)
+    config = read_config(part)
+    model = empty_transformer(config)
+    check_names_and_shapes({name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, store)
+    if fp8:
+        use_fp8(model)
     with store.opened() as read:
-        weights = {}
-        for name, shape in expected.items():
-            resident = torch.float32 if name.startswith("proj_out.") else dtype
+        tensors, quantised = {}, []
+        for name, empty in model.state_dict().items():
+            home = device if _is_resident(name, config, resident) else _MAIN_MEMORY
+            if name not in store.checkpoint.entries or empty.dtype == E4M3:
+                tensors[name] = torch.empty_like(empty, device=home)
+                quantised.append(name)
+                continue
+            kept = torch.float32 if name.startswith("proj_out.") else dtype
             if name in unread:
-                weights[name] = torch.empty(shape, device=device, dtype=resident)
+                tensors[name] = torch.empty_like(empty, device=home, dtype=kept)
             else:
-                weights[name] = read(name).to(device, resident)
-    model.load_state_dict(weights, assign=True)
+                tensors[name] = read(name).to(home, kept)
+        model.load_state_dict(tensors, assign=True)
+        if fp8:
+            weights = ResidentWeights(tensors, dtype=dtype, device=device)
+            for name in quantised:
+                if name in weights and name not in unread:
+                    weights.store(name, read(name))
     model.requires_grad_(False)  # noqa: FBT003 - torch's own name
     return model.eval(), store
+
+
+def _is_resident(name: str, config: TransformerConfig, resident: Sequence[bool] | None) -> bool:
+    if _CONDITIONING.match(name):
+        return False
+    block = _BLOCK.match(name)
+    if block is None or resident is None:
+        return True
+    return resident[int(block[2]) + (config.num_layers if block[1] else 0)]
 
 
 def empty_transformer(config: TransformerConfig) -> PackedTransformer:

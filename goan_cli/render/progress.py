@@ -9,7 +9,7 @@ from torch import Tensor
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import write_bytes
-from goan_cli.model.step_cache import TeaCacheState
+from goan_cli.model.step_cache import StepCacheState
 from goan_cli.render.checkpoint import METADATA_KEY, CheckpointRecord, read_record
 from goan_cli.render.sampling import Progress, SectionProgress
 from goan_cli.render.unipc import UniPCState
@@ -68,7 +68,7 @@ def _within(record: CheckpointRecord, tensors: dict[str, Tensor]) -> SectionProg
             predictions=tuple(tensors[f"prediction.{number}"] for number in range(count)),
         ),
         caches=tuple(
-            TeaCacheState(
+            StepCacheState(
                 computed=tuple(cache["computed"]),
                 step=cache["step"],
                 accumulated=cache["accumulated"],

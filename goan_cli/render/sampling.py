@@ -1,22 +1,29 @@
 """Sampling a video section by section: history, guidance, and the sampler around the transformer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from goan_cli.errors import QualityFailed
-from goan_cli.jobs.job import Sampling
+from goan_cli.jobs.job import Sampling, StepCacheKind
 from goan_cli.jobs.sections import CLEAN_2X, CLEAN_4X, HISTORY, Family, Section, SectionPlan
-from goan_cli.model.step_cache import TeaCache, TeaCacheState
-from goan_cli.model.transformer import CleanLatents, PackedTransformer, SectionContext, TextConditioning
+from goan_cli.model.step_cache import StepCache, StepCacheState, TeaCache
+from goan_cli.model.transformer import (
+    CleanLatents,
+    PackedTransformer,
+    SectionContext,
+    StepConditioning,
+)
 from goan_cli.render.conditioning import Conditioning, placed
 from goan_cli.render.schedule import noise_sigmas
 from goan_cli.render.unipc import UniPCState, unipc_steps
 
 TIME_SCALE = 1000.0
 OnStep = Callable[[int], None]
+# Makes a step cache of one section and CFG branch.
+MakeCache = Callable[[], StepCache]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,7 @@ class SectionProgress:
     """A section that was stopped between two steps: the sampler's state, and each CFG branch's step cache."""
 
     sampler: UniPCState
-    caches: tuple[TeaCacheState, ...]
+    caches: tuple[StepCacheState, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +73,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Branch:
-    """One CFG branch: its text, and the step cache that is its own."""
+    """One CFG branch in one section: its conditioning of each step, and the step cache that is its own."""
 
-    text: TextConditioning
-    cache: TeaCache | None
+    steps: Sequence[StepConditioning]
+    cache: StepCache | None
 
 
 def _ignore(_: int) -> None:
@@ -80,6 +87,14 @@ def _never() -> bool:
     return False
 
 
+def teacache_of(sampling: Sampling) -> MakeCache | None:
+    """What makes the TeaCaches of a job that wants them, None for one that does not."""
+    wanted = sampling.step_cache
+    if wanted is None or wanted.kind is not StepCacheKind.TEACACHE:
+        return None
+    return lambda: TeaCache(threshold=wanted.threshold, steps=sampling.steps)
+
+
 @torch.inference_mode()
 def sample_sections(
     model: PackedTransformer,
@@ -88,15 +103,16 @@ def sample_sections(
     sampling: Sampling,
     *,
     after: Progress | None = None,
+    make_cache: MakeCache | None = None,
     must_be_finite: bool = True,
     on_step: OnStep = _ignore,
     stop: Callable[[], bool] = _never,
 ) -> Iterator[SampledSection]:
     """Sample the sections in the plan's order, those that `after` has not; latents are fp32 on the CPU.
 
-    Noise is one stream from the seed, drawn on the CPU in sampling order, as in FramePack. `on_step` is
-    called after each step with its 0-based number. Raises Stopped when `stop()` says so after a step, and
-    QualityFailed for latents that are not finite.
+    Noise is one stream from the seed, drawn on the CPU in sampling order, as in FramePack. `make_cache` makes the
+    step caches, None where none is used. `on_step` is called after each step with its 0-based number. Raises
+    Stopped when `stop()` says so after a step, and QualityFailed for latents that are not finite.
     """
     start = conditioning.start_latent.float().cpu()
     height, width = start.shape[-2:]
@@ -107,6 +123,7 @@ def sample_sections(
         history = start if plan.family is Family.F1 else empty
         after = Progress(history=history, noise_state=generator.get_state())
     progress = after
+    tables = _tables(model, conditioning, sampling, sigmas[:-1])
     for section in plan.sections[after.sections :]:
         generator.set_state(progress.noise_state)
         noise = torch.randn((1, start.shape[1], plan.window, height, width), generator=generator)
@@ -116,7 +133,7 @@ def sample_sections(
             clean=clean_latents(section, plan.family, progress.history, start),
             image_embeds=conditioning.image_embeds,
         )
-        branches = _branches(model, conditioning, sampling, progress.within)
+        branches = _branches(tables, make_cache, progress.within, model.device)
         predict = _predictor(model, context, branches, sampling, on_step)
         begun = _placed(progress.within.sampler, model.device) if progress.within else None
         latents = noise
@@ -172,27 +189,34 @@ def _extended(history: Tensor, latents: Tensor, start: Tensor, section: Section,
     return torch.cat((start, latents, history) if is_last else (latents, history), dim=2)
 
 
-def _branches(
-    model: PackedTransformer, conditioning: Conditioning, sampling: Sampling, within: SectionProgress | None
-) -> list[_Branch]:
-    """The positive branch, and the negative one where true CFG is on, their step caches as far as the section is."""
+def _tables(
+    model: PackedTransformer, conditioning: Conditioning, sampling: Sampling, sigmas: Sequence[float]
+) -> list[list[StepConditioning]]:
+    """The conditioning of every step: of the positive branch, and of the negative one where true CFG is on."""
     texts = [conditioning.positive]
     if sampling.true_cfg_scale != 1.0 and conditioning.negative is not None:
         texts.append(conditioning.negative)
-    wanted = sampling.step_cache
-    caches = [TeaCache(threshold=wanted.threshold, steps=sampling.steps) for _ in texts] if wanted else []
-    for cache, state in zip(caches, within.caches if within else (), strict=False):
-        cache.resume(
-            replace(
-                state,
-                previous_input=None if state.previous_input is None else state.previous_input.to(model.device),
-                residual=None if state.residual is None else state.residual.to(model.device),
-            )
-        )
-    return [
-        _Branch(text=placed(text, model.device, model.dtype), cache=caches[number] if caches else None)
-        for number, text in enumerate(texts)
-    ]
+
+    def rounded(value: float) -> Tensor:
+        # In the model's dtype, as upstream rounds them: in bf16 that moves the timestep, and so the picture.
+        return torch.tensor([value * TIME_SCALE], device=model.device).to(model.dtype)
+
+    timesteps, guidance = [rounded(sigma) for sigma in sigmas], rounded(sampling.guidance_scale)
+    return [model.step_conditionings(placed(text, model.device, model.dtype), timesteps, guidance) for text in texts]
+
+
+def _branches(
+    tables: Sequence[Sequence[StepConditioning]],
+    make_cache: MakeCache | None,
+    within: SectionProgress | None,
+    device: torch.device,
+) -> list[_Branch]:
+    """The CFG branches of a section, their step caches as far as the section is."""
+    branches = [_Branch(steps=steps, cache=make_cache() if make_cache else None) for steps in tables]
+    for branch, state in zip(branches, within.caches if within else (), strict=False):
+        if branch.cache is not None:
+            branch.cache.resume(state.on(device))
+    return branches
 
 
 def _predictor(
@@ -203,21 +227,11 @@ def _predictor(
     on_step: OnStep,
 ) -> Callable[[Tensor, float, int], Tensor]:
     """x0 from x and sigma: x - sigma v in fp32, around model calls in the model's dtype."""
-    # In the model's dtype, as upstream rounds them: in bf16 that moves the timestep, and so the picture.
-    guidance = torch.tensor([sampling.guidance_scale * TIME_SCALE], device=model.device, dtype=model.dtype)
 
     def predict_x0(x: Tensor, sigma: float, step: int) -> Tensor:
-        timestep = torch.tensor([sigma * TIME_SCALE], device=model.device).to(model.dtype)
         latents = x.to(model.dtype)
         positive, *negative = (
-            model(
-                latents,
-                timestep=timestep,
-                guidance=guidance,
-                text=branch.text,
-                context=context,
-                cache=branch.cache,
-            ).float()
+            model(latents, step=branch.steps[step], context=context, cache=branch.cache).float()
             for branch in branches
         )
         velocity = positive

@@ -149,7 +149,7 @@ def flow_loss(  # PEFT wraps models in classes that are untyped here
         clean=clean,
         image_embeds=batch.image,
     )
-    velocity = model(
+    velocity = model.velocity_at(
         (1 - level) * batch.latents + level * noise,
         timestep=TIME_SCALE * sigma,
         guidance=TIME_SCALE * batch.guidance,

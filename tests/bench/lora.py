@@ -312,7 +312,7 @@ def forward_of(model: PackedTransformer, device: torch.device, dtype: torch.dtyp
 
     def step() -> object:
         with torch.inference_mode():
-            return model(latents, timestep=timestep, guidance=timestep, text=text, context=context)
+            return model.velocity_at(latents, timestep=timestep, guidance=timestep, text=text, context=context)
 
     return step
 

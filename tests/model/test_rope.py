@@ -62,7 +62,7 @@ def test_rotation_of_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((1, 3, 2, 8), generator=generator)
     angles = torch.rand((3, 4), generator=generator)
-    turned = apply_rope(x, Rope(cos=angles.cos(), sin=angles.sin()))
+    turned = apply_rope(x, Rope(table=torch.stack((angles.cos(), angles.sin()), dim=-1)))
     expected = torch.view_as_complex(x.view(1, 3, 2, 4, 2)) * torch.polar(torch.ones_like(angles), angles)[:, None]
     torch.testing.assert_close(turned, torch.view_as_real(expected).flatten(-2), rtol=1e-6, atol=1e-6)
 

@@ -143,7 +143,7 @@ def test_forward_equals_diffusers(
     # In another order than the packed one, which is the model's own business.
     context = model.context_for(latent_indices=indices, latent_size=size, clean=clean[::-1], image_embeds=image)
     cropped = TextConditioning(embeds=without_padding(text.embeds, mask), pooled=text.pooled)
-    actual = model(latents, timestep=timestep, guidance=guidance, text=cropped, context=context)
+    actual = model.velocity_at(latents, timestep=timestep, guidance=guidance, text=cropped, context=context)
 
     assert actual.shape == expected.shape == latents.shape
     assert relative_error(actual, expected) < 1e-5
@@ -170,7 +170,7 @@ def test_every_input_matters(model: PackedTransformer, changed: str) -> None:
             image_embeds=given("image", torch.randn((1, 3, SMALL.image_proj_dim), generator=generator)),
         )
         text = _text(generator)
-        out: Tensor = model(
+        out: Tensor = model.velocity_at(
             torch.randn((1, 16, 2, 4, 4), generator=generator),
             timestep=given("timestep", torch.tensor([500.0])),
             guidance=given("guidance", torch.tensor([6_000.0])),
@@ -210,7 +210,7 @@ def test_cached_step_runs_no_block(model: PackedTransformer) -> None:
     cache = TeaCache(threshold=10.0, steps=3)
     try:
         first, skipped = (
-            model(
+            model.velocity_at(
                 latents,
                 timestep=torch.tensor([500.0]),
                 guidance=torch.tensor([6_000.0]),
@@ -235,7 +235,7 @@ def test_cache_that_never_skips_changes_nothing(model: PackedTransformer) -> Non
     context, text = _context(model, generator), _text(generator)
     latents = torch.randn((1, 16, 2, 4, 4), generator=generator)
     plain, cached = (
-        model(
+        model.velocity_at(
             latents,
             timestep=torch.tensor([500.0]),
             guidance=torch.tensor([6_000.0]),
@@ -258,7 +258,7 @@ def test_bfloat16_blocks_and_float32_projection() -> None:
     def velocity(model: PackedTransformer) -> Tensor:
         generator = torch.Generator().manual_seed(8)
         context, text = _context(model, generator), _text(generator)
-        out: Tensor = model(
+        out: Tensor = model.velocity_at(
             torch.randn((1, 16, 2, 4, 4), generator=generator).to(model.dtype),
             timestep=torch.tensor([512.0], dtype=model.dtype),
             guidance=torch.tensor([6_144.0], dtype=model.dtype),

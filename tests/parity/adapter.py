@@ -22,7 +22,7 @@ from goan_cli.render.conditioning import Conditioning, without_padding
 from goan_cli.render.decode import decode_video, vae_decoder
 from goan_cli.render.image import ImageEncoder, fitted_pixels, posterior
 from goan_cli.render.loading import load_vae as load_autoencoder
-from goan_cli.render.sampling import sample_sections
+from goan_cli.render.sampling import sample_sections, teacache_of
 from goan_cli.render.schedule import noise_sigmas
 from goan_cli.render.text import TextEncoders
 
@@ -56,8 +56,9 @@ def transformer_forward(model: PackedTransformer, tensors: Mapping[str, Tensor])
         image_embeds=tensors["image_embeddings"],
     )
     text = _text(tensors["encoder_hidden_states"], tensors["encoder_attention_mask"], tensors["pooled_projections"])
-    out: Tensor = model(latents, timestep=tensors["timestep"], guidance=tensors["guidance"], text=text, context=context)
-    return out
+    return model.velocity_at(
+        latents, timestep=tensors["timestep"], guidance=tensors["guidance"], text=text, context=context
+    )
 
 
 def run_sections(
@@ -83,7 +84,7 @@ def run_sections(
         shift=settings.get("shift"),
         step_cache=StepCache(threshold=settings.get("threshold", 0.15)) if settings.get("teacache") else None,
     )
-    sections = list(sample_sections(model, conditioning, plan, sampling))
+    sections = list(sample_sections(model, conditioning, plan, sampling, make_cache=teacache_of(sampling)))
     latents = sections[-1].progress.history
     pixels = None
     if vae is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from goan_cli.errors import EnvironmentFault, Interrupted, InvalidInput
 from goan_cli.lora.report import BakeReport
-from goan_cli.model.step_cache import TeaCacheState
+from goan_cli.model.step_cache import StepCacheState
 from goan_cli.render.checkpoint import METADATA_KEY, CheckpointRecord, read_record
 from goan_cli.render.device import Precision
 from goan_cli.render.engine import Engine, Sampled
@@ -55,14 +55,14 @@ def _between() -> Progress:
 
 def _within(dtype: torch.dtype = torch.bfloat16) -> Progress:
     """Progress between two steps, with two branches' caches, one of which has seen nothing yet."""
-    seen = TeaCacheState(
+    seen = StepCacheState(
         computed=(0, 1),
         step=2,
         accumulated=0.1 + 0.2,  # no short decimal: it must come back to the last bit
         previous_input=_randn(1, 6, 8, seed=1, dtype=dtype),
         residual=_randn(1, 6, 8, seed=2, dtype=dtype),
     )
-    fresh = TeaCacheState(computed=(), step=0, accumulated=0.0, previous_input=None, residual=None)
+    fresh = StepCacheState(computed=(), step=0, residual=None)
     sampler = UniPCState(done=2, x=_randn(1, 16, 2, 4, 4), predictions=(_randn(1, 16, 2, 4, 4, seed=4), _randn(3)))
     between = _between()
     return Progress(
@@ -125,6 +125,40 @@ def test_record_follows_the_progress(tmp_path: Path) -> None:
     write_checkpoint(path, record, _between())
     assert read_record(path).section_state is None
     assert read_record(path).share == pytest.approx(2 / 3)
+
+
+def test_files_of_earlier_versions(tmp_path: Path) -> None:
+    """What TeaCache knew is read from files written before there was another cache, and is written as it was then."""
+    path, within = tmp_path / "a.safetensors", _within().within
+    assert within is not None
+    tensors = {
+        "history": torch.zeros((1, 16, 0, 4, 4)),
+        "noise_state": torch.Generator().get_state(),
+        "x": within.sampler.x,
+        **{f"prediction.{number}": each for number, each in enumerate(within.sampler.predictions)},
+        **{f"cache.0.{name}": _held(within.caches[0], name) for name in ("previous_input", "residual")},
+    }
+    caches = [
+        {"computed": [0, 1], "step": 2, "accumulated": 0.1 + 0.2},
+        {"computed": [], "step": 0, "accumulated": 0.0},
+    ]
+    record = replace(BLANK, section_state={"done": 2, "caches": caches})
+    save_file(tensors, path, metadata={METADATA_KEY: record.as_text()})
+    _, found = read_progress(path)
+    assert _plain(found) == [(), 2, [((0, 1), 2, 0.1 + 0.2), ((), 0, 0.0)]]
+    assert found.within is not None
+    for name in ("previous_input", "residual"):
+        assert torch.equal(_held(found.within.caches[0], name), tensors[f"cache.0.{name}"])
+        assert getattr(found.within.caches[1], name) is None
+    write_checkpoint(tmp_path / "b.safetensors", BLANK, found)
+    assert read_record(tmp_path / "b.safetensors").section_state == {"done": 2, "caches": caches}
+    assert load_file(tmp_path / "b.safetensors").keys() == tensors.keys()
+
+
+def _held(cache: StepCacheState, name: str) -> Tensor:
+    held = getattr(cache, name)
+    assert isinstance(held, Tensor)
+    return held
 
 
 def test_views_and_the_same_tensor_twice(tmp_path: Path) -> None:
@@ -213,13 +247,14 @@ def _in_pieces(plan: RenderPlan, precision: Precision, cache: Path, path: Path) 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("scale", [1.0, 2.0], ids=["one branch", "true CFG"])
-@pytest.mark.parametrize("cached", [False, True], ids=["every step", "TeaCache"])
+@pytest.mark.parametrize("cache", ["every step", "TeaCache", "MagCache"])
 @pytest.mark.parametrize("model", ["tiny", "tiny-f1"])
 def test_render_in_pieces(
-    tmp_path: Path, embeddings: Path, model: str, cached: bool, scale: float, precision: str
+    tmp_path: Path, embeddings: Path, model: str, cache: str, scale: float, precision: str
 ) -> None:
     """A render stopped behind every step and section, and gone on with elsewhere, has the bits of a whole one."""
     lora = write_lora(tmp_path / "lora.safetensors", factors(TO_Q, TINY_SQUARE, alpha=2.0))
+    cached = cache != "every step"
     steps = 5 if cached else 3
     plan = tiny_plan(
         tmp_path,
@@ -228,8 +263,10 @@ def test_render_in_pieces(
         sections=2,
         steps=steps,
         true_cfg_scale=scale,
-        step_cache={"kind": "teacache", "threshold": 0.3} if cached else "off",
+        step_cache={"kind": "teacache", "threshold": 0.3} if cache == "TeaCache" else "off",
     )
+    if cache == "MagCache":
+        plan = replace(plan, computes=(0, 2, 4))
     engine = Engine(device="cpu", precision=PRECISIONS[precision], cache=embeddings)
     whole = engine.sample(plan, engine.conditioning_for(plan))
     pieces, shares = _in_pieces(plan, PRECISIONS[precision], embeddings, tmp_path / "a.safetensors")
@@ -240,6 +277,8 @@ def test_render_in_pieces(
     if cached:
         # Some step between the first and the last is skipped, or nothing of the cache would be shown.
         assert all(len(computed) < steps for computed in whole.computed_steps)
+    if cache == "MagCache":
+        assert whole.computed_steps == ((0, 2, 4), (0, 2, 4))
     assert pieces.bake is not None
     assert whole.bake is not None
     assert pieces.bake.recipe == whole.bake.recipe

@@ -16,9 +16,15 @@ from goan_cli.errors import QualityFailed
 from goan_cli.jobs.job import Sampling, StepCache
 from goan_cli.jobs.sections import Family, SectionPlan, plan_sections
 from goan_cli.model.step_cache import TeaCache
-from goan_cli.model.transformer import CleanLatents, PackedTransformer, SectionContext, TextConditioning
+from goan_cli.model.transformer import (
+    CleanLatents,
+    PackedTransformer,
+    SectionContext,
+    StepConditioning,
+    TextConditioning,
+)
 from goan_cli.render.conditioning import Conditioning
-from goan_cli.render.sampling import Progress, SampledSection, Stopped, guided, sample_sections
+from goan_cli.render.sampling import Progress, SampledSection, Stopped, guided, sample_sections, teacache_of
 from goan_cli.render.schedule import noise_sigmas
 from tests.helpers import SMALL, random_transformer, relative_error
 
@@ -55,12 +61,13 @@ class _Calls:
     """What the transformer was asked for, in order."""
 
     contexts: list[dict[str, Any]] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
     forwards: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
 def _recorded(model: PackedTransformer) -> Iterator[_Calls]:
-    calls, context_for = _Calls(), model.context_for
+    calls, context_for, step_conditionings = _Calls(), model.context_for, model.step_conditionings
 
     def recording(
         *, latent_indices: Tensor, latent_size: tuple[int, int], clean: Sequence[CleanLatents], image_embeds: Tensor
@@ -70,12 +77,17 @@ def _recorded(model: PackedTransformer) -> Iterator[_Calls]:
             latent_indices=latent_indices, latent_size=latent_size, clean=clean, image_embeds=image_embeds
         )
 
+    def tabling(text: TextConditioning, timesteps: Sequence[Tensor], guidance: Tensor) -> list[StepConditioning]:
+        calls.tables.append({"text": text, "timesteps": timesteps, "guidance": guidance})
+        return step_conditionings(text, timesteps, guidance)
+
     def before(_: object, arguments: tuple[Tensor], options: dict[str, Any]) -> None:
         calls.forwards.append({"latents": arguments[0].clone(), **options})
 
     hook = model.register_forward_pre_hook(before, with_kwargs=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "context_for", recording)
+        patch.setattr(model, "step_conditionings", tabling)
         try:
             yield calls
         finally:
@@ -85,7 +97,8 @@ def _recorded(model: PackedTransformer) -> Iterator[_Calls]:
 def _sample(
     model: PackedTransformer, conditioning: Conditioning, plan: SectionPlan, **options: Any
 ) -> list[SampledSection]:
-    return list(sample_sections(model, conditioning, plan, Sampling(**{"steps": 3, "seed": 11, **options})))
+    sampling = Sampling(**{"steps": 3, "seed": 11, **options})
+    return list(sample_sections(model, conditioning, plan, sampling, make_cache=teacache_of(sampling)))
 
 
 @pytest.mark.parametrize("family", list(Family))
@@ -155,8 +168,20 @@ def test_number_of_model_calls(model: PackedTransformer, conditioning: Condition
         _sample(model, conditioning, plan_sections(Family.INVERTED, 2, WINDOW), steps=steps, true_cfg_scale=scale)
     branches = 1 if scale == 1.0 else 2
     assert len(calls.forwards) == 2 * steps * branches
-    rows = [call["text"].embeds.shape[1] for call in calls.forwards]
+    rows = [call["step"].text_tokens.shape[1] for call in calls.forwards]
     assert rows == ([5] if branches == 1 else [5, 1]) * (2 * steps)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_tables_are_made_once_a_job(model: PackedTransformer, conditioning: Conditioning, scale: float) -> None:
+    """The steps' conditioning is made once for each CFG branch, and every section takes it in order."""
+    with _recorded(model) as calls:
+        _sample(model, conditioning, plan_sections(Family.INVERTED, 3, WINDOW), steps=4, true_cfg_scale=scale)
+    branches = 1 if scale == 1.0 else 2
+    assert [call["text"].embeds.shape[1] for call in calls.tables] == [5, 1][:branches]
+    steps = [id(call["step"]) for call in calls.forwards]
+    assert steps == steps[: 4 * branches] * 3
+    assert len(set(steps)) == 4 * branches
 
 
 def test_timesteps_and_guidance(model: PackedTransformer, conditioning: Conditioning) -> None:
@@ -165,10 +190,9 @@ def test_timesteps_and_guidance(model: PackedTransformer, conditioning: Conditio
     with _recorded(model) as calls:
         _sample(model, conditioning, plan, steps=4, guidance_scale=6.5, shift=2.0)
     sigmas = noise_sigmas(4, tokens=0, shift=2.0)
-    assert [float(call["timestep"]) for call in calls.forwards] == pytest.approx(
-        (sigmas[:-1] * 1000).tolist(), rel=1e-6
-    )
-    assert {float(call["guidance"]) for call in calls.forwards} == {6500.0}
+    (table,) = calls.tables
+    assert [float(each) for each in table["timesteps"]] == pytest.approx((sigmas[:-1] * 1000).tolist(), rel=1e-6)
+    assert float(table["guidance"]) == 6500.0
 
 
 def test_shift_by_token_count(model: PackedTransformer, conditioning: Conditioning) -> None:
@@ -176,9 +200,8 @@ def test_shift_by_token_count(model: PackedTransformer, conditioning: Conditioni
     with _recorded(model) as calls:
         _sample(model, conditioning, plan_sections(Family.INVERTED, 1, 6), steps=4)
     sigmas = noise_sigmas(4, tokens=6 * 4 * 4 // 4)
-    assert [float(call["timestep"]) for call in calls.forwards] == pytest.approx(
-        (sigmas[:-1] * 1000).tolist(), rel=1e-6
-    )
+    (table,) = calls.tables
+    assert [float(each) for each in table["timesteps"]] == pytest.approx((sigmas[:-1] * 1000).tolist(), rel=1e-6)
 
 
 def test_one_step_is_one_prediction(model: PackedTransformer, conditioning: Conditioning) -> None:
@@ -290,7 +313,14 @@ def _step_by_step(
     while not seen or seen[-1].sections < len(plan.sections):
         after = seen[-1] if seen else None
         sections = sample_sections(
-            model, conditioning, plan, sampling, after=after, on_step=told.append, stop=lambda: True
+            model,
+            conditioning,
+            plan,
+            sampling,
+            after=after,
+            make_cache=teacache_of(sampling),
+            on_step=told.append,
+            stop=lambda: True,
         )
         try:
             seen.append(next(sections).progress)
@@ -309,7 +339,8 @@ def test_going_on_after_any_stop(
     steps = 7 if cache else 4
     plan = plan_sections(family, 2, WINDOW)
     sampling = Sampling(steps=steps, seed=11, true_cfg_scale=scale, step_cache=cache)
-    *_, whole = sample_sections(model, conditioning, plan, sampling)
+    make_cache = teacache_of(sampling)
+    *_, whole = sample_sections(model, conditioning, plan, sampling, make_cache=make_cache)
     if cache:
         assert 2 < len(whole.progress.computed_steps[-1]) < steps
     told: list[int] = []
@@ -322,7 +353,7 @@ def test_going_on_after_any_stop(
     for after in begun:
         if after.within is not None:
             assert len(after.within.caches) == (0 if cache is None else 1 if scale == 1.0 else 2)
-        *_, section = sample_sections(model, conditioning, plan, sampling, after=after)
+        *_, section = sample_sections(model, conditioning, plan, sampling, after=after, make_cache=make_cache)
         _assert_same(section.progress, whole.progress)
 
 

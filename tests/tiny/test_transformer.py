@@ -107,7 +107,7 @@ def test_a_batch_is_its_rows_one_by_one() -> None:
             clean=clean_latents(batch.section, Family.INVERTED, batch.history[rows], batch.start[rows]),
             image_embeds=batch.image[rows],
         )
-        made: torch.Tensor = model(
+        made: torch.Tensor = model.velocity_at(
             batch.latents[rows],
             timestep=torch.tensor([900.0, 500.0, 100.0])[rows],
             guidance=1000 * batch.guidance[rows],

@@ -1,0 +1,78 @@
+"""How a block is called: as it is, or compiled, with one graph for all blocks of a kind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from goan_cli.model.attention import Attend
+from goan_cli.model.rope import Rope
+
+CallDouble = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, Rope, Attend], tuple[Tensor, Tensor]]
+CallSingle = Callable[[nn.Module, Tensor, Tensor, Rope, Attend, slice | None], Tensor]
+
+
+def _double(
+    block: nn.Module,
+    image: Tensor,
+    text: Tensor,
+    modulation: Tensor,
+    text_modulation: Tensor,
+    rope: Rope,
+    attend: Attend,
+) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = block(image, text, modulation, text_modulation, rope, attend)
+    return out
+
+
+def _single(
+    block: nn.Module, tokens: Tensor, modulation: Tensor, rope: Rope, attend: Attend, kept: slice | None
+) -> Tensor:
+    out: Tensor = block(tokens, modulation, rope, attend, kept)
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockCalls:
+    """Functions that run a double and a single block; their arguments are those of the blocks' `forward`."""
+
+    double: CallDouble = _double
+    single: CallSingle = _single
+
+
+@lru_cache
+def compiled_calls(backend: str = "inductor") -> BlockCalls:
+    """The same, compiled by torch: the graphs serve every block, model and number of tokens of this process.
+
+    Weights are inputs of the graphs, so they may be rewritten in place. Token counts are dynamic from the start.
+    """
+    double = torch.compile(_double, fullgraph=True, backend=backend)
+    single = torch.compile(_single, fullgraph=True, backend=backend)
+
+    def call_double(
+        block: nn.Module,
+        image: Tensor,
+        text: Tensor,
+        modulation: Tensor,
+        text_modulation: Tensor,
+        rope: Rope,
+        attend: Attend,
+    ) -> tuple[Tensor, Tensor]:
+        _mark_tokens(rope, image, text)
+        return double(block, image, text, modulation, text_modulation, rope, attend)
+
+    def call_single(
+        block: nn.Module, tokens: Tensor, modulation: Tensor, rope: Rope, attend: Attend, kept: slice | None
+    ) -> Tensor:
+        _mark_tokens(rope, tokens)
+        return single(block, tokens, modulation, rope, attend, kept)
+
+    return BlockCalls(double=call_double, single=call_single)
+
+
+def _mark_tokens(rope: Rope, *tokens: Tensor) -> None:
+    torch._dynamo.mark_dynamic(rope.table, 0)  # noqa: SLF001 - torch's documented way
+    for each in tokens:
+        torch._dynamo.mark_dynamic(each, 1)  # noqa: SLF001
