@@ -26,7 +26,7 @@ from goan_cli.render.plan import RenderPlan
 from goan_cli.render.text import Truncation
 
 # Counts up when the encoders are run in another way; entries of other versions are not looked at.
-_VERSION = 1
+_VERSION = 2
 _TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 InStage = Callable[[Stage], AbstractContextManager[None]]

@@ -8,12 +8,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import SiglipVisionModel
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from goan_cli.jobs.images import open_image
 from goan_cli.jobs.sizes import Fit
-from goan_cli.render.loading import load_encoder
 
 # Keeps the posterior's draw apart from the section noise, which is the seed's own stream.
 _POSTERIOR_STREAM = 0x5EED_1A7E
@@ -31,9 +28,10 @@ class ImageEncoder:
     """SigLIP with its image processor, loaded once."""
 
     def __init__(self, *, model: Path, processor: Path, device: torch.device, dtype: torch.dtype) -> None:
-        # The Pillow processor: torchvision has no build for some machines, and resizes differently.
-        self.processor = SiglipImageProcessorPil.from_pretrained(str(processor), local_files_only=True)
-        self.model = load_encoder(SiglipVisionModel, model, dtype).to(device)
+        from goan_cli.render import loading  # noqa: PLC0415 - imports transformers, which a cached image does not need
+
+        siglip, self.processor = loading.load_siglip(model, processor, dtype)
+        self.model = siglip.to(device)
 
     def to(self, device: torch.device) -> None:
         """Move the encoder."""

@@ -1,11 +1,18 @@
-"""Encoders and VAE through transformers and diffusers, strictly: no weight may be left to chance."""
+"""Encoders and VAE through transformers and diffusers, strictly: no weight may be left to chance.
 
+The only module of a render that imports the two at its top. They take longer to import than torch, and a render whose
+prompts and image are cached needs neither before its first step: import this module where a part is loaded.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.utils import logging as diffusers_logging
+from transformers import AutoConfig, CLIPTextModel, CLIPTokenizer, LlamaModel, SiglipVisionModel
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
 from goan_cli.errors import InvalidInput
@@ -15,7 +22,7 @@ for _logging in (transformers_logging, diffusers_logging):
     _logging.set_verbosity_error()
     _logging.disable_progress_bar()
 
-_TILE_ABOVE = 256  # pixels a side: real frames are larger, the tiny pack's are not
+_LLAMA_LAYERS_UNUSED = 2
 
 
 # Models of transformers and diffusers are Any here: neither library's types are part of its interface.
@@ -32,8 +39,36 @@ def load_encoder(model: Any, folder: Path, dtype: torch.dtype, *, config: Any = 
     return loaded.eval().requires_grad_(False)  # noqa: FBT003 - torch's own name
 
 
+def load_llama(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Llama without its last two layers and final norm: its output is then `hidden_states[-3]` exactly.
+
+    Raises InvalidInput for another kind of model.
+    """
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    if config.model_type != "llama" or config.num_hidden_layers <= _LLAMA_LAYERS_UNUSED:
+        raise InvalidInput(f"{folder / 'config.json'}: not a Llama text encoder: {json.dumps(config.model_type)}")
+    config.num_hidden_layers -= _LLAMA_LAYERS_UNUSED
+    llama = load_encoder(LlamaModel, folder, dtype, config=config)
+    llama.norm = torch.nn.Identity()
+    return llama
+
+
+def load_clip(model: Path, tokenizer: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """CLIP's text model and its tokenizer."""
+    return load_encoder(CLIPTextModel, model, dtype), CLIPTokenizer.from_pretrained(
+        str(tokenizer), local_files_only=True
+    )
+
+
+def load_siglip(model: Path, processor: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """SigLIP's vision model and its image processor."""
+    # The Pillow processor: torchvision has no build for some machines, and resizes differently.
+    images = SiglipImageProcessorPil.from_pretrained(str(processor), local_files_only=True)
+    return load_encoder(SiglipVisionModel, model, dtype), images
+
+
 def load_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    """The HunyuanVideo VAE; on a GPU, frames beyond 256 pixels a side are decoded in tiles."""
+    """The HunyuanVideo VAE."""
     try:
         vae, info = AutoencoderKLHunyuanVideo.from_pretrained(
             str(folder), torch_dtype=dtype, local_files_only=True, output_loading_info=True
@@ -41,8 +76,6 @@ def load_vae(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:  # 
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidInput(f"{folder}: cannot be loaded as the VAE: {error}") from error
     _refuse_incomplete(folder, info)
-    if device.type == "cuda":
-        vae.enable_tiling(tile_sample_min_height=_TILE_ABOVE, tile_sample_min_width=_TILE_ABOVE)
     return vae.eval().requires_grad_(False).to(device)  # noqa: FBT003
 
 

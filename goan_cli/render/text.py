@@ -1,18 +1,14 @@
 """Prompts to conditioning: Llama's hidden states under HunyuanVideo's template, and CLIP's pooled vector."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
-from transformers import AutoConfig, CLIPTextModel, CLIPTokenizer, LlamaModel
 
 from goan_cli.errors import InvalidInput
 from goan_cli.model.transformer import TextConditioning
-from goan_cli.render.loading import load_encoder
 
 # The instruction that HunyuanVideo was trained under (diffusers' DEFAULT_PROMPT_TEMPLATE), and its tokens.
 TEMPLATE = (
@@ -27,7 +23,6 @@ TEMPLATE = (
 PREFIX_TOKENS = 95
 LLAMA_TOKENS = 256
 CLIP_TOKENS = 77
-_LAYERS_UNUSED = 2
 _WORDS_SHOWN = 8
 
 
@@ -53,11 +48,13 @@ class TextEncoders:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        from goan_cli.render import loading  # noqa: PLC0415 - imports transformers, which cached prompts do not need
+
         self.device = device
         self.tokenizer = load_llama_tokenizer(tokenizer)
-        self.clip_tokenizer = CLIPTokenizer.from_pretrained(str(clip_tokenizer), local_files_only=True)
-        self.llama = _load_llama(llama, dtype).to(device)
-        self.clip = load_encoder(CLIPTextModel, clip, dtype).to(device)
+        self.llama = loading.load_llama(llama, dtype).to(device)
+        clip_model, self.clip_tokenizer = loading.load_clip(clip, clip_tokenizer, dtype)
+        self.clip = clip_model.to(device)
 
     def to(self, device: torch.device) -> None:
         """Move both encoders."""
@@ -113,17 +110,6 @@ def load_llama_tokenizer(folder: Path) -> Tokenizer:
             hint="this is not the Llama-3 tokenizer of HunyuanVideo, or it lost its pre-tokenizer",
         )
     return tokenizer
-
-
-def _load_llama(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - transformers is untyped here
-    """Llama without its last two layers and final norm: its output is then `hidden_states[-3]` exactly."""
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    if config.model_type != "llama" or config.num_hidden_layers <= _LAYERS_UNUSED:
-        raise InvalidInput(f"{folder / 'config.json'}: not a Llama text encoder: {json.dumps(config.model_type)}")
-    config.num_hidden_layers -= _LAYERS_UNUSED
-    llama = load_encoder(LlamaModel, folder, dtype, config=config)
-    llama.norm = torch.nn.Identity()
-    return llama
 
 
 def _llama_truncation(encoding: Encoding, prompt: str) -> Truncation | None:

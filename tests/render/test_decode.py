@@ -1,15 +1,41 @@
-"""Overlapped decoding against the plain way: everything decoded section by section, each appended softly."""
+"""Overlapped decoding against the plain way: everything decoded section by section, each appended softly.
 
+And the decode of each latent once: against diffusers' own windows, and against the overlapped one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from goan_cli.jobs.job import DecodeMode
 from goan_cli.jobs.sections import Family, SectionPlan, plan_sections
-from goan_cli.render.decode import chunk_bounds, cross_fade, decode_video, to_uint8, vae_decoder
+from goan_cli.model.pack import find_pack
+from goan_cli.render.decode import (
+    chunk_bounds,
+    cross_fade,
+    decode_once,
+    decode_video,
+    decoded,
+    fade_in,
+    to_uint8,
+    vae_decoder,
+    window_bounds,
+)
+from goan_cli.render.image import posterior
+from goan_cli.render.loading import load_vae
+from goan_cli.render.vae_memory import OVERLAP_PASS, SINGLE_PASS, Tiling
+from goan_cli.tiny.training import seeded
+from goan_cli.tiny.world import draw_scene, render_clip
+from tests.helpers import CPU, GOLDEN
 
 PLANS = [(count, window) for count in (1, 2, 3, 4, 6) for window in (1, 2, 3, 9)]
 
@@ -161,19 +187,212 @@ def test_to_uint8_layout() -> None:
     assert np.array_equal(np.asarray(Image.fromarray(frames[0].numpy())), frames[0].numpy())
 
 
-def test_vae_decoder_unscales() -> None:
-    """Latents are divided by the VAE's scaling factor, cast to its dtype, and come back in fp32."""
+def test_to_uint8_leaves_pixels_alone() -> None:
+    """The pixels that are converted are not written to."""
+    pixels = torch.full((1, 3, 1, 2, 2), 0.25)
+    to_uint8(pixels)
+    assert bool((pixels == 0.25).all())
 
-    class Vae:
-        device, dtype = torch.device("cpu"), torch.float16
 
-        class config:  # noqa: N801 - diffusers' own name
-            scaling_factor = 0.5
+# Each latent once ------------------------------------------------------------------------------------------
 
-        def decode(self, latents: Tensor, *, return_dict: bool) -> tuple[Tensor]:
-            assert (latents.dtype, return_dict) == (torch.float16, False)
-            return (latents + 1,)
 
-    pixels = vae_decoder(Vae())(torch.full((1, 16, 1, 2, 2), 3.0))
+@given(st.integers(2, 2000))
+def test_windows_cover_the_video(latent_frames: int) -> None:
+    """Windows of at most nine latents, of like sizes, follow one another, share two, and decode 9/7 at the most."""
+    bounds = window_bounds(latent_frames)
+    sizes = [stop - start for start, stop in bounds]
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == latent_frames
+    assert all(after[0] == before[1] - 2 for before, after in pairwise(bounds))
+    assert max(sizes) <= SINGLE_PASS
+    assert max(sizes) - min(sizes) <= 2
+    assert sum(sizes) <= latent_frames * 9 / 7
+
+
+@pytest.mark.parametrize(
+    ("latent_frames", "bounds"),
+    [
+        (2, [(0, 2)]),
+        (9, [(0, 9)]),
+        (10, [(0, 6), (4, 10)]),
+        (16, [(0, 9), (7, 16)]),
+        (23, [(0, 9), (7, 16), (14, 23)]),
+        (28, [(0, 8), (6, 15), (13, 21), (19, 28)]),
+    ],
+)
+def test_windows(latent_frames: int, bounds: list[tuple[int, int]]) -> None:
+    """One window is enough for nine latents; more share the latents evenly."""
+    assert window_bounds(latent_frames) == bounds
+
+
+@given(st.sampled_from(Family), st.integers(1, 40), st.integers(1, 12))
+def test_single_frames_are_the_plans(family: Family, count: int, window: int) -> None:
+    """Any plan gives exactly its frames, in passes of nine latents at the most, and the first after the first pass."""
+    plan, decode = plan_sections(family, count, window), _Decoder()
+    latents = torch.zeros(1, 16, plan.latent_frames, 1, 1)
+    frames, seen = 0, []
+    for stretch in decoded(latents, plan, decode, DecodeMode.SINGLE):
+        assert stretch.shape[2] > 0
+        frames += stretch.shape[2]
+        seen.append(len(decode.sizes))
+    assert frames == plan.frames
+    assert seen == list(range(1, len(window_bounds(plan.latent_frames)) + 1))
+    assert max(decode.sizes) <= SINGLE_PASS
+
+
+@given(st.integers(2, 120))
+def test_single_frames_are_in_viewing_order(latent_frames: int) -> None:
+    """Every latent's frames stand where they belong: latent 0 makes the first one, each later latent the next four."""
+
+    def decode(latents: Tensor) -> Tensor:
+        return torch.cat((latents[:, :3, :1], latents[:, :3, 1:].repeat_interleave(4, dim=2)), dim=2)
+
+    latents = torch.arange(latent_frames, dtype=torch.float32).view(1, 1, -1, 1, 1).expand(1, 16, -1, 1, 1)
+    frames = torch.cat(list(decode_once(latents, decode)), dim=2)
+    assert frames[0, 0, :, 0, 0].tolist() == [(number + 3) // 4 for number in range(4 * latent_frames - 3)]
+
+
+def test_fade_in() -> None:
+    """The first frame is still the leaving one's; the last is three quarters the coming one's."""
+    leaving, coming = torch.zeros(1, 3, 4, 1, 1), torch.ones(1, 3, 4, 1, 1)
+    assert fade_in(leaving, coming)[0, 0, :, 0, 0].tolist() == [0.0, 0.25, 0.5, 0.75]
+
+
+# With a VAE ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vae() -> Any:
+    """The embedded pack's VAE."""
+    return load_vae(find_pack("tiny").vae, CPU, torch.float32)
+
+
+def _random(latent_frames: int, height: int = 2, width: int = 2) -> Tensor:
+    return torch.randn((1, 16, latent_frames, height, width), generator=torch.Generator().manual_seed(latent_frames))
+
+
+def _frames(latents: Tensor, plan: SectionPlan, vae: Any, mode: DecodeMode) -> Tensor:
+    return torch.cat(list(decoded(latents, plan, vae_decoder(vae, mode), mode)), dim=2)
+
+
+@contextmanager
+def _latents_counted(vae: Any) -> Iterator[list[int]]:
+    """The latent frames of every pass through the decoder."""
+    passes: list[int] = []
+    hook = vae.decoder.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape[2]))
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def _psnr(frames: Tensor, others: Tensor) -> Tensor:
+    """Of each frame, in dB, of pixels in [-1, 1]."""
+    error = (frames.clamp(-1, 1) - others.clamp(-1, 1)).square().mean(dim=(0, 1, 3, 4)) / 4
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+def test_vae_decoder_unscales(vae: Any) -> None:
+    """Latents are divided by the VAE's scaling factor, and decode to what the VAE makes of them."""
+    latents = _random(2)
+    with torch.inference_mode():
+        expected = vae.decode(latents / vae.config.scaling_factor).sample
+    assert torch.equal(vae_decoder(vae)(latents), expected)
+
+
+def test_vae_decoder_casts() -> None:
+    """Latents in fp32 are decoded in the VAE's own dtype, and pixels come back in fp32."""
+    vae = load_vae(find_pack("tiny").vae, CPU, torch.bfloat16)
+    latents = _random(1)
+    with torch.inference_mode():
+        expected = vae.decode(latents.bfloat16() / vae.config.scaling_factor).sample
+    pixels = vae_decoder(vae)(latents)
     assert pixels.dtype == torch.float32
-    assert float(pixels.mean()) == 7.0
+    assert torch.equal(pixels, expected.float())
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_one_pass_is_the_same_in_both_modes(vae: Any, window: int) -> None:
+    """A video of up to four latents is one pass either way, to the bit."""
+    plan = plan_sections(Family.F1, 1, window)
+    latents = _random(plan.latent_frames)
+    overlap, single = (_frames(latents, plan, vae, mode) for mode in DecodeMode)
+    assert torch.equal(overlap, single)
+
+
+def test_single_is_diffusers_own_windows(vae: Any) -> None:
+    """Two whole windows are what diffusers makes of all latents at once with windows of 32 frames, 28 apart.
+
+    But for the last latent, for which diffusers begins a third one.
+    """
+    latents = _random(16)
+    own = load_vae(find_pack("tiny").vae, CPU, torch.float32)
+    own.tile_sample_min_num_frames, own.tile_sample_stride_num_frames = 32, 28
+    with torch.inference_mode():
+        expected = own.decode(latents / own.config.scaling_factor).sample
+    frames = torch.cat(list(decode_once(latents, vae_decoder(vae, DecodeMode.SINGLE))), dim=2)
+    assert frames.shape == expected.shape
+    assert torch.equal(frames[:, :, :-4], expected[:, :, :-4])
+
+
+def test_modes_follow_one_another(vae: Any) -> None:
+    """A decode in one mode is the same before and after one in the other."""
+    plan = plan_sections(Family.F1, 2, 5)
+    latents = _random(plan.latent_frames)
+    overlap, single = (_frames(latents, plan, vae, mode) for mode in DecodeMode)
+    assert not torch.equal(overlap, single)
+    assert torch.equal(_frames(latents, plan, vae, DecodeMode.OVERLAP), overlap)
+    assert torch.equal(_frames(latents, plan, vae, DecodeMode.SINGLE), single)
+
+
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize(("count", "window", "overlap", "single"), [(1, 9, 15, 12), (4, 9, 99, 45), (30, 9, 827, 347)])
+def test_latents_decoded(family: Family, count: int, window: int, overlap: int, single: int) -> None:
+    """In passes of 5 and 9 latents at the most, overlap decodes up to 3.1 times a video's latents, single 1.3 times."""
+    folder = GOLDEN / "packed" / "vae"
+    vae, plan = load_vae(folder, CPU, torch.float32), plan_sections(family, count, window)
+    latents = _random(plan.latent_frames, 1, 1)
+    for mode, most, expected in ((DecodeMode.OVERLAP, OVERLAP_PASS, overlap), (DecodeMode.SINGLE, SINGLE_PASS, single)):
+        with _latents_counted(vae) as passes:
+            assert _frames(latents, plan, vae, mode).shape[2] == plan.frames
+        assert max(passes) <= most
+        assert sum(passes) == expected
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_single_is_near_to_overlap(vae: Any, seed: int) -> None:
+    """Of a moving clip, no frame is farther than 45 dB from overlap's, at seams or elsewhere.
+
+    It is as near to the clip itself, and moves as the clip does at seams too: to 0.2 dB.
+    """
+    plan = plan_sections(Family.INVERTED, 5, 4)
+    clip = render_clip(draw_scene(seeded(seed, stream=5), duration=plan.frames), plan.frames, height=48, width=48)
+    clip = clip[None].transpose(1, 2) * 2 - 1
+    with torch.inference_mode():
+        latents = vae.encode(clip).latent_dist.mean * vae.config.scaling_factor
+    overlap, single = (_frames(latents, plan, vae, mode) for mode in DecodeMode)
+    assert float(_psnr(single, overlap).min()) > 45
+    assert abs(float(_psnr(single, clip).mean() - _psnr(overlap, clip).mean())) < 0.2
+    # Four blended frames at each seam, and the steps into the first and out of the last.
+    seams = [4 * (start + 1) + step for start, _ in window_bounds(plan.latent_frames)[1:] for step in range(5)]
+    changes = [
+        _psnr(frames[:, :, 1:] - frames[:, :, :-1], clip[:, :, 1:] - clip[:, :, :-1])[seams].mean()
+        for frames in (single, overlap)
+    ]
+    assert abs(float(changes[0] - changes[1])) < 0.2
+
+
+def test_tiled(vae: Any) -> None:
+    """Tiles make the untiled frames up to how they are blended, and leave the VAE encoding images whole."""
+    latents, pixels = _random(2, 22, 18), np.random.default_rng(0).integers(0, 256, (176, 144, 3), dtype=np.uint8)
+    before = posterior(vae, pixels)
+    whole = vae_decoder(vae)(latents)
+    with _latents_counted(vae) as passes:
+        tiled = vae_decoder(vae, tiling=Tiling(height=152, width=136, stride_height=88, stride_width=72))(latents)
+    assert passes == [2] * 4
+    assert tiled.shape == whole.shape
+    # Outside of the blended stretches a tile differs by its norms' statistics alone.
+    assert float(_psnr(tiled, whole).min()) > 35
+    assert not torch.equal(tiled, whole)
+    assert all(torch.equal(first, second) for first, second in zip(before, posterior(vae, pixels), strict=True))

@@ -1,6 +1,9 @@
 """Encoders and VAE load strictly: a weight that is missing is an error and never a random number."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,9 @@ from transformers import CLIPTextModel
 
 from goan_cli.errors import InvalidInput
 from goan_cli.model.pack import find_pack
+from goan_cli.render.engine import Engine
 from goan_cli.render.loading import load_encoder, load_vae
-from tests.helpers import CPU
+from tests.helpers import CPU, tiny_plan
 
 PACK = find_pack("tiny")
 
@@ -38,7 +42,7 @@ def test_encoder_is_ready() -> None:
 
 
 def test_vae_is_ready() -> None:
-    """The VAE comes in the dtype asked for, without gradients, and untiled on the CPU."""
+    """The VAE comes in the dtype asked for, without gradients, and untiled."""
     vae = load_vae(PACK.vae, CPU, torch.float32)
     assert vae.dtype == torch.float32
     assert not vae.training
@@ -68,3 +72,35 @@ def test_folders_without_weights(tmp_path: Path) -> None:
         load_encoder(CLIPTextModel, tmp_path, torch.float32)
     with pytest.raises(InvalidInput, match="VAE"):
         load_vae(tmp_path, CPU, torch.float32)
+
+
+_FIRST_STEP = """
+import json, sys
+from pathlib import Path
+from goan_cli.render.engine import Engine
+from goan_cli.render.events import StepFinished
+from tests.helpers import tiny_plan
+
+folder = Path(sys.argv[1])
+
+def hear(event):
+    if isinstance(event, StepFinished):
+        heavy = "diffusers", "transformers", "torch._dynamo"
+        print(json.dumps([name for name in heavy if name in sys.modules]))
+        sys.exit()
+
+engine = Engine(device="cpu", listener=hear, cache=folder / "cache")
+plan = tiny_plan(folder)
+engine.sample(plan, engine.conditioning_for(plan))
+"""
+
+
+def test_a_warm_start_imports_neither_library(tmp_path: Path) -> None:
+    """Where prompts and image are cached, the first step comes without diffusers, transformers and torch's compiler.
+
+    They take longer to import than torch itself.
+    """
+    Engine(device="cpu", cache=tmp_path / "cache").encode(tiny_plan(tmp_path))
+    command = [sys.executable, "-c", _FIRST_STEP, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert json.loads(done.stdout) == []
