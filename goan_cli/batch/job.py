@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from goan_cli.batch.latents import JobLatents, dtype_name, job_latents
+from goan_cli.batch.latents import JobLatents, job_latents
 from goan_cli.batch.leftovers import clear_earlier, ensure_writable, remove_state, remove_strays
 from goan_cli.batch.outcome import RenderResult
 from goan_cli.batch.standing import own_checkpoints, with_seed
@@ -25,6 +25,7 @@ from goan_cli.output.sidecar import PackRecord, RejectedSeed, RenderRecord, side
 from goan_cli.output.video import VideoInfo, ffmpeg_version, write_video
 from goan_cli.render.engine import Engine
 from goan_cli.render.events import Event, Listener, Note, SectionFinished, Stage, ignore
+from goan_cli.render.execution import COMPILED
 from goan_cli.render.identity import job_identity
 from goan_cli.render.plan import RenderPlan
 
@@ -201,7 +202,9 @@ def _record(
         timings={str(stage): seconds for stage, seconds in engine.timings.items()},
         seconds_per_step=engine.timings.get(Stage.SAMPLE, 0.0) / steps,
         device=engine.device_name,
-        dtype=dtype_name(engine),
+        dtype=engine.execution_of(plan).precision,
+        compiled=any(COMPILED in machine for machine in latents.machines),
+        memory=latents.sampled.memory,
         versions=versions(),
         notes=asked.notes,
     )

@@ -13,6 +13,7 @@ from goan_cli.lora.report import BakeReport
 from goan_cli.render.checkpoint import CheckpointRecord
 from goan_cli.render.engine import Engine, Sampled
 from goan_cli.render.events import CheckpointWritten, Note, Stage
+from goan_cli.render.execution import COMPILED
 from goan_cli.render.identity import latents_identity
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.progress import read_progress, write_checkpoint
@@ -34,8 +35,10 @@ def job_latents(engine: Engine, plan: RenderPlan, *, asked_seed: int, stop: Stop
     identity = latents_identity(plan)
     path = job.checkpoint(identity)
     remove_stray(path)
-    here = f"{engine.device_name}, {dtype_name(engine)}, torch {version('torch')}"
     record, after = _begun(engine, path, identity)
+    # A job goes on as it was begun, whatever this run would have chosen for it.
+    compiled = None if record is None else any(COMPILED in machine for machine in record.machines)
+    here = f"{engine.device_name}, {engine.execution_of(plan, compiled=compiled)}, torch {version('torch')}"
     machines = tuple(dict.fromkeys([*(record.machines if record else ()), here]))
     if record is not None and after is not None:
         earlier = {Stage(stage): seconds for stage, seconds in record.timings.items()}
@@ -71,7 +74,9 @@ def job_latents(engine: Engine, plan: RenderPlan, *, asked_seed: int, stop: Stop
         if progress.sections < total and progress.within is None and (stop.due or not stop.fits(took)):
             raise Interrupted(f"after section {progress.sections} of {total}: {stop.reason}")
 
-    sampled = engine.sample(plan, engine.conditioning_for(plan), after=after, keep=keep, stop=lambda: stop.due)
+    sampled = engine.sample(
+        plan, engine.conditioning_for(plan), after=after, compiled=compiled, keep=keep, stop=lambda: stop.due
+    )
     return JobLatents(sampled=sampled, report=_plain(sampled.bake), machines=machines)
 
 
@@ -85,11 +90,6 @@ def _begun(engine: Engine, path: Path, identity: str) -> tuple[CheckpointRecord 
         engine.listener(Note(text=f"starts anew: {error}"))
         return None, None
     return (record, progress) if record.identity == identity else (None, None)
-
-
-def dtype_name(engine: Engine) -> str:
-    """The precision of the transformer, as a sidecar names it."""
-    return str(engine.precision.transformer).removeprefix("torch.")
 
 
 def _plain(report: BakeReport | None) -> Mapping[str, Any] | None:

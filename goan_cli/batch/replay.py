@@ -26,6 +26,7 @@ _CAUSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("LoRA recipe", ("bake", "recipe")),
     ("device", ("device",)),
     ("precision", ("dtype",)),
+    ("compilation", ("compiled",)),
     ("machines it was sampled on", ("machines",)),
 )
 

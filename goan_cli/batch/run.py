@@ -33,8 +33,9 @@ def render_jobs(
     """Render what is not up to date with one engine, telling `listener`; every job has an outcome, in its place.
 
     All prompts and images are encoded first, then jobs are sampled grouped by bake recipe, each decoded as soon
-    as its latents are on disk. Raises EnvironmentFault where the device or ffmpeg is missing, and InvalidInput or
-    InvalidJobs for a transformer that does not fit its configuration and for LoRA files with NaN in them.
+    as its latents are on disk. Raises EnvironmentFault where the device, ffmpeg, or what a job's execution needs is
+    missing, and InvalidInput or InvalidJobs for a transformer that does not fit its configuration and for LoRA files
+    with NaN in them.
     """
     return _Run(plans, settings or RunSettings(), listener).render()
 
@@ -65,10 +66,13 @@ class _Run:
         todo = [places[index] for index in order]
         refuse_misfits([self.plans[place] for place in todo])
         refuse_broken_values([self.plans[place] for place in todo])
+        for place in todo:
+            self.engine.check(self.plans[place])
         self.listener(RunStarted(standings=tuple(surveyed.todo[place] for place in todo)))
         for place, outcome in surveyed.finished.items():
             self._end(place, outcome)
         self._encode([place for place in todo if surveyed.todo[place].share < 1])
+        self.engine.steps_ahead = sum(_steps(self.plans[place]) * (1 - surveyed.todo[place].share) for place in todo)
         for number, place in enumerate(todo, start=1):
             if place in self.outcomes:  # its image could not be encoded
                 continue
@@ -177,12 +181,16 @@ class _Run:
         return f"not begun: {self.settings.stop.reason}"
 
 
+def _steps(plan: RenderPlan) -> int:
+    return plan.job.sampling.steps * len(plan.job.sections.sections)
+
+
 def _pace_key(plan: RenderPlan) -> object:
     """What the time of a section depends on, besides the machine."""
     job = plan.job
     cache = job.sampling.step_cache
     guided = job.sampling.true_cfg_scale != 1.0
-    return plan.pack.transformer, job.size, job.sections.window, job.sampling.steps, guided, cache
+    return plan.pack.transformer, job.size, job.sections.window, job.sampling.steps, guided, cache, job.execution
 
 
 def _forget_frames(error: BaseException) -> None:

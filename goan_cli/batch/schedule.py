@@ -17,16 +17,16 @@ class Order(StrEnum):
 def scheduled(plans: Sequence[RenderPlan], order: Order) -> list[int]:
     """The places of the plans in the order of rendering.
 
-    By recipe: packs, recipes and jobs keep the order of their first appearance, so that every transformer is
-    loaded once and every recipe baked once. Raises InvalidInput when a LoRA file has vanished.
+    By recipe: packs (in one precision), recipes and jobs keep the order of their first appearance, so that every
+    transformer is loaded once and every recipe baked once. Raises InvalidInput when a LoRA file has vanished.
     """
     if order is Order.FILE:
         return list(range(len(plans)))
-    packs: dict[str, int] = {}
-    recipes: dict[tuple[str, str], int] = {}
+    packs: dict[tuple[str, str], int] = {}
+    recipes: dict[tuple[tuple[str, str], str], int] = {}
     places = []
     for number, plan in enumerate(plans):
-        transformer = str(plan.pack.transformer)
+        transformer = str(plan.pack.transformer), str(plan.job.execution.precision)
         pack = packs.setdefault(transformer, len(packs))
         recipe = recipes.setdefault((transformer, bake_recipe(plan).identity), len(recipes))
         places.append((pack, recipe, number))

@@ -9,13 +9,17 @@ from rich.table import Table
 
 from goan_cli.batch.standing import OnExists, Standing, State, standing_of
 from goan_cli.cli.terminal import make_console
-from goan_cli.jobs.job import Job
+from goan_cli.errors import GoanError
+from goan_cli.jobs.job import DecodeMode, Job
 from goan_cli.jobs.sections import LATENT_FRAME, Family
+from goan_cli.render.budget import foreseen_memory
 from goan_cli.render.identity import bake_recipe
+from goan_cli.render.memory import describe
 from goan_cli.render.plan import PlannedLora, RenderPlan
 
 _MOST_IN_FULL = 8
 _LONGEST_PROMPT = 40
+_WORTH_SAYING = 2 * 10**9  # bytes of memory that a job needs
 
 
 def show_plans(plans: Sequence[RenderPlan], on_exists: OnExists, *, force: bool = False) -> None:
@@ -81,7 +85,6 @@ def show_plan(console: Console, standing: Standing) -> None:
 
 def _rows(plan: RenderPlan) -> list[tuple[str, str]]:
     job, sampling = plan.job, plan.job.sampling
-    cache = sampling.step_cache
     rows = [("model", f"{plan.pack.name} ({plan.pack.family})"), ("image", _image(job)), ("prompt", job.prompt)]
     if job.negative_prompt:
         rows.append(("negative", job.negative_prompt))
@@ -89,12 +92,38 @@ def _rows(plan: RenderPlan) -> list[tuple[str, str]]:
         ("video", _video(job)),
         ("sampling", _sampling(job)),
         ("guidance", f"distilled {sampling.guidance_scale:g}, true CFG {_cfg(job)}"),
-        ("step cache", f"TeaCache, threshold {cache.threshold:g} (approximate)" if cache else "off"),
+        ("step cache", _step_cache(plan)),
+        *_execution(plan),
         ("seed", "drawn when it renders" if job.seed_drawn else str(sampling.seed)),
         *(("LoRA", _lora(lora)) for lora in plan.loras),
         *(("note", note) for note in plan.notes),
         ("output", _without_drawn_seed(job, str(job.video))),
     ]
+    return rows
+
+
+def _step_cache(plan: RenderPlan) -> str:
+    cache, steps = plan.job.sampling.step_cache, plan.job.sampling.steps
+    if cache is None:
+        return "off"
+    if plan.computes is None:
+        return f"TeaCache, threshold {cache.threshold:g} (approximate)"
+    return f"MagCache, threshold {cache.threshold:g}: computes {len(plan.computes)} of {steps} steps (approximate)"
+
+
+def _execution(plan: RenderPlan) -> list[tuple[str, str]]:
+    """What was asked for of the execution, and the memory plan of models that fill a card."""
+    job, wanted = plan.job, plan.job.execution
+    asked = {"precision": wanted.precision, "compile": wanted.compile, "attention": wanted.attention}
+    rows = [(key, str(value)) for key, value in asked.items() if value != "auto"]
+    if job.decode is not DecodeMode.OVERLAP:
+        rows.append(("decode", f"{job.decode} (cheaper, not FramePack's pixels)"))
+    try:
+        memory = foreseen_memory(plan)
+    except GoanError as error:
+        return [*rows, ("memory", str(error))]
+    if wanted.memory is not None or memory.total > _WORTH_SAYING:
+        rows.append(("memory", describe(memory)))
     return rows
 
 

@@ -20,11 +20,67 @@ class ModelDefaults:
     resolution: int
 
 
+class StepCacheKind(StrEnum):
+    """TeaCache looks at what changes while it samples; MagCache goes by what a calibration measured."""
+
+    TEACACHE = "teacache"
+    MAGCACHE = "magcache"
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepCache:
-    """TeaCache: reuse the last residual while the accumulated change stays under `threshold`."""
+    """Skip steps' blocks while an accumulated change, or error, stays under `threshold`."""
 
     threshold: float
+    kind: StepCacheKind = StepCacheKind.TEACACHE
+
+
+class WantedPrecision(StrEnum):
+    """In what the transformer computes: what suits the device, or this; fp8 is for the blocks' linears alone."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP8 = "fp8"
+
+
+class Compile(StrEnum):
+    """Whether torch compiles the blocks; auto: on a GPU, when a run has enough steps to pay for it."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class AttentionBackend(StrEnum):
+    """Whose attention kernel runs. `sage` is approximate."""
+
+    AUTO = "auto"
+    SDPA = "sdpa"
+    CUDNN = "cudnn"
+    FLASH = "flash"
+    SAGE = "sage"
+
+
+class DecodeMode(StrEnum):
+    """Decode as FramePack does, most latents twice and cross-faded, or each once, which is cheaper."""
+
+    OVERLAP = "overlap"
+    SINGLE = "single"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the sampling is carried out; all but fp8 and sage make the same output up to rounding.
+
+    `memory` is the budget on the device in bytes, None for what is free there.
+    """
+
+    precision: WantedPrecision = WantedPrecision.AUTO
+    compile: Compile = Compile.AUTO
+    attention: AttentionBackend = AttentionBackend.AUTO
+    memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +169,8 @@ class Job:
     seed_drawn: bool
     loras: tuple[LoraUse, ...]
     output: Output
+    execution: Execution = Execution()
+    decode: DecodeMode = DecodeMode.OVERLAP
     gates: Gates = Gates()
     retry_seeds: int = 0
     variant: Variant | None = None

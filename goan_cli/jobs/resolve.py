@@ -5,9 +5,24 @@ from pathlib import Path
 
 from goan_cli.errors import InvalidInput, Problem
 from goan_cli.jobs.images import image_size
-from goan_cli.jobs.job import Gate, Gates, Job, LoraUse, ModelDefaults, Output, Sampling, StepCache
+from goan_cli.jobs.job import (
+    AttentionBackend,
+    Compile,
+    DecodeMode,
+    Execution,
+    Gate,
+    Gates,
+    Job,
+    LoraUse,
+    ModelDefaults,
+    Output,
+    Sampling,
+    StepCache,
+    StepCacheKind,
+    WantedPrecision,
+)
 from goan_cli.jobs.load import JobRequest
-from goan_cli.jobs.schema import NAME_RULE, JobSpec, LoraSpec, is_name
+from goan_cli.jobs.schema import NAME_RULE, JobSpec, LoraSpec, is_name, memory_bytes
 from goan_cli.jobs.sections import SectionPlan, plan_sections, section_count
 from goan_cli.jobs.sizes import Fit, fit, nearest_bucket
 
@@ -15,6 +30,7 @@ DEFAULT_MODEL = "tiny"
 DEFAULT_SECONDS = 5.0
 DEFAULT_FPS = 30.0
 DEFAULT_CRF = 16
+DEFAULT_THRESHOLDS = {StepCacheKind.TEACACHE: 0.15, StepCacheKind.MAGCACHE: 0.1}
 _MOST_LOST = 0.95  # of an image; beyond, enlarging it to cover the render size would only fill the memory
 
 
@@ -70,6 +86,8 @@ def resolve_job(
             contact_sheet=bool(output and output.contact_sheet),
             crf=(output.crf if output else None) or DEFAULT_CRF,
         ),
+        execution=_execution(spec),
+        decode=DecodeMode(spec.decode or DecodeMode.OVERLAP),
         gates=_gates(spec),
         retry_seeds=spec.retry_seeds or 0,
         variant=request.variant,
@@ -111,7 +129,6 @@ def _sections(spec: JobSpec, defaults: ModelDefaults) -> SectionPlan:
 
 
 def _sampling(spec: JobSpec, defaults: ModelDefaults) -> Sampling:
-    cache = spec.step_cache
     return Sampling(
         steps=spec.steps or defaults.steps,
         # 32 bits: easy to read out, and the same in every tool.
@@ -120,7 +137,24 @@ def _sampling(spec: JobSpec, defaults: ModelDefaults) -> Sampling:
         true_cfg_scale=_given(spec.true_cfg_scale, 1.0),
         guidance_rescale=_given(spec.guidance_rescale, 0.0),
         shift=None if spec.shift is None else float(spec.shift),
-        step_cache=StepCache(threshold=float(cache.threshold)) if cache and cache.kind == "teacache" else None,
+        step_cache=_step_cache(spec),
+    )
+
+
+def _step_cache(spec: JobSpec) -> StepCache | None:
+    asked = spec.step_cache
+    if asked is None or asked.kind == "off":
+        return None
+    kind = StepCacheKind(asked.kind)
+    return StepCache(kind=kind, threshold=_given(asked.threshold, DEFAULT_THRESHOLDS[kind]))
+
+
+def _execution(spec: JobSpec) -> Execution:
+    return Execution(
+        precision=WantedPrecision(spec.precision or WantedPrecision.AUTO),
+        compile=Compile(spec.compile or Compile.AUTO),
+        attention=AttentionBackend(spec.attention or AttentionBackend.AUTO),
+        memory=memory_bytes(spec.memory),
     )
 
 

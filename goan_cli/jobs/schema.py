@@ -64,14 +64,41 @@ def _size(value: object) -> object:
     return list(value)
 
 
+STEP_CACHES = ("off", "teacache", "magcache")
+
+
 def _step_cache(value: object) -> object:
-    if value == "teacache":
-        return {"kind": "teacache"}
-    if value == "off" or value is False:
+    if value is False:
         return {"kind": "off"}
+    if isinstance(value, str) and value in STEP_CACHES:
+        return {"kind": value}
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f"must be off, teacache, or {{kind: teacache, threshold: 0.15}}, not {shown(value)}")
+        raise ValueError(f"must be off, teacache, magcache, or {{kind: teacache, threshold: 0.15}}, not {shown(value)}")
     return value
+
+
+_MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(GB|GIB|MB|MIB|B)\s*", re.ASCII | re.IGNORECASE)
+_UNITS = {"GB": 10**9, "GIB": 1 << 30, "MB": 10**6, "MIB": 1 << 20, "B": 1}
+
+
+def memory_bytes(text: str | None) -> int | None:
+    """The bytes of a budget such as 12GB, None for auto. Raises ValueError for what is neither."""
+    if text is None or text == "auto":
+        return None
+    found = _MEMORY.fullmatch(text) if isinstance(text, str) else None
+    if found is None or not (size := round(float(found[1]) * _UNITS[found[2].upper()])):
+        raise ValueError(f"must be auto or a size such as 12GB, not {shown(text)}")
+    return size
+
+
+def _memory(value: object) -> object:
+    memory_bytes(value)  # type: ignore[arg-type]  # it says what is wrong with anything
+    return value
+
+
+def _on_or_off(value: object) -> object:
+    """YAML 1.1's habit: `true` and `false` where on and off are meant."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 def _lora(value: object) -> object:
@@ -127,8 +154,10 @@ class LoraSpec(_Layer):
 class StepCacheSpec(_Layer):
     """An approximate step cache."""
 
-    kind: Literal["teacache", "off"] = Field("teacache", description="Which cache.")
-    threshold: Number = Field(0.15, gt=0, le=10, description="Accumulated change below which blocks are skipped.")
+    kind: Literal["teacache", "magcache", "off"] = Field("teacache", description="Which cache.")
+    threshold: Number | None = Field(
+        None, gt=0, le=10, description="Accumulated change below which blocks are skipped (default by kind)."
+    )
 
 
 class OutputSpec(_Layer):
@@ -189,7 +218,24 @@ class JobSpec(_Layer):
         None, ge=0.01, le=100, description="Shift of the noise schedule; absent: from the token count."
     )
     step_cache: Annotated[StepCacheSpec | None, BeforeValidator(_step_cache)] = Field(
-        None, description="off (default) or teacache, approximate and faster."
+        None, description="off (default), teacache or magcache: approximate and faster."
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16", "fp8"] | None = Field(
+        None, description="What the transformer computes in (default auto: by the device); fp8 is approximate."
+    )
+    compile: Annotated[Literal["auto", "on", "off"] | None, BeforeValidator(_on_or_off)] = Field(
+        None, description="Compile the blocks (default auto: on a GPU, when there are enough steps to pay for it)."
+    )
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "sage"] | None = Field(
+        None, description="Attention kernel (default auto); sage is approximate."
+    )
+    memory: Annotated[StrictStr | None, BeforeValidator(_memory)] = Field(
+        None,
+        description="Memory to use on the GPU, such as 12GB (default auto: what is free there).",
+        json_schema_extra={"examples": ["auto", "24GB", "12GB", "8GB", "6GB"]},
+    )
+    decode: Literal["overlap", "single"] | None = Field(
+        None, description="overlap (default) as FramePack decodes, or single: cheaper, not the same pixels."
     )
     loras: list[Annotated[LoraSpec, BeforeValidator(_lora)]] | None = Field(
         None, max_length=32, description="LoRAs baked into the weights for this job."
@@ -252,7 +298,7 @@ def json_schema() -> dict[str, Any]:
     definitions = {**single.pop("$defs", {}), **batch.pop("$defs", {})}
     # A LoRA may be a bare path; the models see that only before validation.
     lora = {"anyOf": [{"$ref": "#/$defs/LoraSpec"}, {"type": "string"}]}
-    cache = {"enum": ["off", "teacache"]}
+    cache = {"enum": list(STEP_CACHES)}
     for properties in (single["properties"], *(definitions[name]["properties"] for name in ("JobSpec", "JobEntry"))):
         properties["loras"]["anyOf"][0]["items"] = lora
         properties["step_cache"]["anyOf"].insert(0, cache)

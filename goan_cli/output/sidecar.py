@@ -70,7 +70,8 @@ class RenderRecord:
     `identity` is that of the job as it was asked for, with `asked_seed`; the seed that made the video may be a
     later one, after `rejected` ones. The two digests are of the final latents' and of the frames' bytes.
     `timings` are seconds by stage; `computed_steps` lists, per section, the steps that a step cache ran;
-    `machines` are where it was sampled, more than one only when it was gone on with elsewhere.
+    `machines` are where it was sampled, more than one only when it was gone on with elsewhere; `memory` says where
+    the transformer's weights were, None on a CPU.
     """
 
     identity: str
@@ -89,6 +90,8 @@ class RenderRecord:
     seconds_per_step: float
     device: str
     dtype: str
+    compiled: bool
+    memory: str | None
     versions: Mapping[str, str]
     notes: Sequence[str]
 
@@ -110,7 +113,8 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
         "identity": record.identity,
         "latents_sha256": record.latents_sha256,
         "frames_sha256": record.frames_sha256,
-        "settings": settings_of(job),
+        # What `auto` came to: a replay compiles where this render did.
+        "settings": {**settings_of(job), "compile": "on" if record.compiled else "off"},
         "seed_drawn": job.seed_drawn,
         "asked_seed": record.asked_seed,
         "rejected_seeds": [asdict(seed) for seed in record.rejected],
@@ -125,6 +129,8 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
         "device": record.device,
         "machines": list(record.machines),
         "dtype": record.dtype,
+        "compiled": record.compiled,
+        "memory": record.memory,
         "versions": dict(record.versions),
         "notes": list(record.notes),
     }
@@ -132,7 +138,7 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
 
 def settings_of(job: Job) -> dict[str, Any]:
     """Every resolved key under its name in a job file, so that the sidecar's settings make a job again."""
-    cache = job.sampling.step_cache
+    cache, execution = job.sampling.step_cache, job.execution
     return {
         "model": job.model,
         "image": str(job.image),
@@ -148,7 +154,12 @@ def settings_of(job: Job) -> dict[str, Any]:
         "true_cfg_scale": job.sampling.true_cfg_scale,
         "guidance_rescale": job.sampling.guidance_rescale,
         "shift": job.sampling.shift,
-        "step_cache": {"kind": "teacache", "threshold": cache.threshold} if cache else "off",
+        "step_cache": {"kind": str(cache.kind), "threshold": cache.threshold} if cache else "off",
+        "precision": str(execution.precision),
+        "compile": str(execution.compile),
+        "attention": str(execution.attention),
+        "memory": "auto" if execution.memory is None else f"{execution.memory}B",
+        "decode": str(job.decode),
         "loras": [
             {
                 "path": str(lora.path),

@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from goan_cli.errors import Interrupted, QualityFailed, RenderFailed
-from goan_cli.jobs.job import Gate
-from goan_cli.lora.bake import LoraFile, bake, file_reports, restore
-from goan_cli.lora.report import BakeRecipe, BakeReport
+from goan_cli.jobs.job import Compile, Gate
+from goan_cli.lora.report import BakeReport
+from goan_cli.model.step_cache import MagCache
 from goan_cli.model.transformer import PackedTransformer
-from goan_cli.model.weights import WeightStore, parameters_of
 from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.conditioning import Conditioning
-from goan_cli.render.decode import decode_video, to_uint8, vae_decoder
+from goan_cli.render.decode import decoded, to_uint8, vae_decoder
 from goan_cli.render.device import Precision, choose_device, device_name, precision_for
+from goan_cli.render.device_memory import DeviceMemory
 from goan_cli.render.encoding import Encoding
 from goan_cli.render.events import (
-    Baked,
     Event,
     Listener,
     SectionFinished,
@@ -34,12 +33,15 @@ from goan_cli.render.events import (
     StepFinished,
     ignore,
 )
+from goan_cli.render.execution import ResolvedExecution, attention_function, block_calls, resolve_execution
 from goan_cli.render.identity import bake_recipe
 from goan_cli.render.lora_files import lora_file
+from goan_cli.render.memory import describe
 from goan_cli.render.parts import Parts
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.preview import filmstrip
-from goan_cli.render.sampling import Progress, Stopped, sample_sections
+from goan_cli.render.sampling import MakeCache, Progress, Stopped, sample_sections, teacache_of
+from goan_cli.render.transformers import Transformers
 
 Keep = Callable[[Progress, BakeReport | None], None]
 
@@ -56,12 +58,14 @@ def _never() -> bool:
 class Sampled:
     """The final latents `(1, 16, n, h/8, w/8)` in fp32, and per section the steps whose blocks ran.
 
-    `computed_steps` is empty where no step cache was used; `bake` is None where no LoRA was asked for.
+    `computed_steps` is empty where no step cache was used; `bake` is None where no LoRA was asked for; `memory` says
+    where the weights were, None on a CPU.
     """
 
     latents: Tensor
     computed_steps: tuple[tuple[int, ...], ...]
     bake: BakeReport | None
+    memory: str | None = None
 
 
 class Engine:
@@ -86,13 +90,13 @@ class Engine:
         self.listener = listener
         self.previews = previews
         self.timings: dict[Stage, float] = {}
-        self._parts = Parts(self.device, self.precision)
+        self.steps_ahead = 0.0  # of the run, which decide whether compiling pays
+        self._memory = DeviceMemory(self.device)
+        self._transformers = Transformers(self.device, cache=cache, stage=self._stage, tell=self._tell)
+        self._parts = Parts(self.device, self.precision, make_room=self._transformers.forget)
         self._cache = EmbeddingCache(cache)
         self._encoding = Encoding(self._parts, self._cache, stage=self._stage, tell=self._tell)
         self._at_work: tuple[Stage, float] | None = None
-        self._baked: str | None = None  # identity of the recipe in the weights
-        self._touched: set[str] = set()
-        self._report: BakeReport | None = None
 
     @property
     def device_name(self) -> str:
@@ -141,38 +145,40 @@ class Engine:
         conditioning: Conditioning,
         *,
         after: Progress | None = None,
+        compiled: bool | None = None,
+        make_cache: MakeCache | None = None,
         keep: Keep = _keep_nothing,
         stop: Callable[[], bool] = _never,
     ) -> Sampled:
         """Bake the plan's LoRAs where they are not baked yet, and sample the sections that `after` has not.
 
+        `compiled` says how `after` was sampled; `make_cache` takes the place of the plan's own step caches.
         `keep` is given the progress after every section. Raises Interrupted when `stop()` says so after a step,
         with the progress kept.
         """
         loras = [lora_file(lora) for lora in plan.loras]
-        wanted = bake_recipe(plan)
-        to_bake = {name for lora in loras for name in lora.adapter.parameters}
-        with self._stage(Stage.LOAD):
-            if not self._parts.has_transformer(plan.pack):
-                # What the bake will write is not read first.
-                self._touched, self._baked, self._report = set(to_bake), None, None
-            model, store = self._parts.transformer(plan.pack, unread=to_bake)
-        if self._baked != wanted.identity:
-            with self._stage(Stage.BAKE):
-                self._bake(model, store, loras, wanted, to_bake)
-        # The same recipe may have been baked from other paths: the report names this job's.
-        report = None if self._report is None else replace(self._report, files=file_reports(loras))
+        execution = self.execution_of(plan, compiled=compiled)
+        self._parts.step_aside()
+        if not self._transformers.loaded:
+            self._memory.measure()
+        memory = self._memory.plan_sampling(plan, conditioning, execution.short_precision)
+        model, report = self._transformers.ready(plan.pack, execution, memory, loras, bake_recipe(plan))
         progress = after
         with self._stage(Stage.SAMPLE):
             try:
-                for progress in self._sections(plan, model, conditioning, after, stop):
+                for progress in self._sections(plan, model, conditioning, after, make_cache, stop):
                     keep(progress, report)
             except Stopped as stopped:
                 keep(stopped.progress, report)
                 raise Interrupted(f"in section {stopped.progress.sections + 1}") from None
         if progress is None:
             raise RenderFailed("there was no section to sample")
-        return Sampled(latents=progress.history, computed_steps=progress.computed_steps, bake=report)
+        return Sampled(
+            latents=progress.history,
+            computed_steps=progress.computed_steps,
+            bake=report,
+            memory=None if memory.budget is None else describe(memory),
+        )
 
     def frames(
         self, plan: RenderPlan, latents: Tensor, *, stop: Callable[[], bool] = _never
@@ -183,9 +189,11 @@ class Engine:
         finite where the job's gates refuse them.
         """
         with self._stage(Stage.LOAD):
-            decode = vae_decoder(self._parts.vae(plan.pack))
+            vae = self._parts.vae(plan.pack)
+            self._transformers.step_aside()
+            decode = vae_decoder(vae, plan.job.decode, self._memory.tiling_for(plan, vae))
         with self._stage(Stage.DECODE):
-            for pixels in decode_video(latents, plan.job.sections, decode):
+            for pixels in decoded(latents, plan.job.sections, decode, plan.job.decode):
                 if stop():
                     raise Interrupted("while decoding")
                 finite = bool(pixels.isfinite().all())
@@ -193,32 +201,25 @@ class Engine:
                     raise QualityFailed("decoded pixels are not finite", hint="the VAE overflows in this precision")
                 yield to_uint8(pixels if finite else pixels.nan_to_num()).numpy()
 
-    def _bake(
-        self,
-        model: PackedTransformer,
-        store: WeightStore,
-        loras: list[LoraFile],
-        wanted: BakeRecipe,
-        to_bake: set[str],
-    ) -> None:
-        """Bring the weights from the recipe they hold to the wanted one, from pristine bytes."""
-        parameters = parameters_of(model)
-        self._baked, self._report = None, None
-        with store.opened() as pristine:
-            stale = self._touched - to_bake
-            restore(parameters, pristine, stale)
-            self._touched -= stale
-            if loras:
-                try:
-                    self._report = bake(parameters, pristine, loras, base=wanted.base, touched=self._touched)
-                except BaseException:
-                    restore(parameters, pristine, self._touched)
-                    self._touched = set()
-                    self._baked = BakeRecipe(base=wanted.base).identity
-                    raise
-        self._baked = wanted.identity
-        if self._report is not None:
-            self._tell(Baked(report=self._report))
+    def execution_of(self, plan: RenderPlan, *, compiled: bool | None = None) -> ResolvedExecution:
+        """What a plan's wishes come to here; `compiled`, where given, decides for a plan that leaves it open.
+
+        Raises EnvironmentFault for a precision that the device has not.
+        """
+        wanted = plan.job.execution
+        if compiled is not None and wanted.compile is Compile.AUTO:
+            wanted = replace(wanted, compile=Compile.ON if compiled else Compile.OFF)
+        own = self.precision.transformer
+        return resolve_execution(wanted, self.device, own, steps_ahead=self.steps_ahead)
+
+    def check(self, plan: RenderPlan) -> None:
+        """Whether what the plan asks for can run here, before anything is loaded.
+
+        Raises EnvironmentFault for a precision, a compiler or an attention kernel that is not to be had.
+        """
+        execution = self.execution_of(plan)
+        block_calls(execution, self.device, None)
+        attention_function(execution, self.device)
 
     def _sections(
         self,
@@ -226,6 +227,7 @@ class Engine:
         model: PackedTransformer,
         conditioning: Conditioning,
         after: Progress | None,
+        make_cache: MakeCache | None,
         stop: Callable[[], bool],
     ) -> Iterator[Progress]:
         """Sample section by section, telling of steps and sections."""
@@ -248,6 +250,7 @@ class Engine:
             job.sections,
             job.sampling,
             after=after,
+            make_cache=make_cache or _step_cache_of(plan),
             must_be_finite=job.gates.nan is Gate.FAIL,
             on_step=on_step,
             stop=stop,
@@ -276,7 +279,7 @@ class Engine:
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            hint = "a smaller size or window needs less"
+            hint = "a smaller size or window needs less; memory: leaves room for other programs"
             raise RenderFailed(f"{self.device_name}: out of memory ({stage})", hint=hint) from error
         finally:
             seconds = time.perf_counter() - started
@@ -286,6 +289,14 @@ class Engine:
 
     def _tell(self, event: Event) -> None:
         self.listener(event)
+
+
+def _step_cache_of(plan: RenderPlan) -> MakeCache | None:
+    """What makes the step caches that the plan's job wants."""
+    computes = plan.computes
+    if computes is None:
+        return teacache_of(plan.job.sampling)
+    return lambda: MagCache(computes=computes)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import digest_of, known_sha256_of
+from goan_cli.jobs.job import AttentionBackend, DecodeMode, Execution, WantedPrecision
 from goan_cli.lora.report import BakeRecipe, LoraSource
 from goan_cli.lora.scale import sidecar_config
 from goan_cli.render.plan import PlannedLora, RenderPlan
 
 # Counts up when the same settings and files come to make other latents or frames.
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 
 
 def lora_source(lora: PlannedLora) -> LoraSource:
@@ -63,9 +64,22 @@ def latents_identity(plan: RenderPlan) -> str:
         window=job.sections.window,
         sampling=asdict(sampling if guided else replace(sampling, guidance_rescale=0.0)),
         bake=bake_recipe(plan).identity,
+        **_changing(job.execution),
+        **({} if plan.computes is None else {"computes": plan.computes}),
     )
+
+
+def _changing(execution: Execution) -> dict[str, str]:
+    """What of the execution changes the output by more than rounding; the rest plays no part in an identity."""
+    asked = {}
+    if execution.precision is not WantedPrecision.AUTO:
+        asked["precision"] = str(execution.precision)
+    if execution.attention is AttentionBackend.SAGE:
+        asked["attention"] = str(execution.attention)
+    return asked
 
 
 def job_identity(plan: RenderPlan) -> str:
     """What decides the video file: the latents, its rate and its quality. Raises as `latents_identity` does."""
-    return digest_of(latents=latents_identity(plan), fps=plan.job.fps, crf=plan.job.output.crf)
+    decode = {"decode": str(plan.job.decode)} if plan.job.decode is not DecodeMode.OVERLAP else {}
+    return digest_of(latents=latents_identity(plan), fps=plan.job.fps, crf=plan.job.output.crf, **decode)

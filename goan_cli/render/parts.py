@@ -1,32 +1,29 @@
-"""The parts of packs, each loaded once, and on a small card only the one at work on the device."""
+"""Encoders and VAE of packs, each loaded once, and on a small card only the one at work on the device."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from goan_cli.model.pack import Pack
-from goan_cli.model.transformer import PackedTransformer
-from goan_cli.model.weights import WeightStore, load_transformer
 from goan_cli.render.device import Precision, is_roomy
 from goan_cli.render.image import ImageEncoder
-from goan_cli.render.loading import load_vae
 from goan_cli.render.text import TextEncoders
 
 # A kind of part and the folders that it was loaded from: packs that share folders share the part.
 _Key = tuple[str, *tuple[Path, ...]]
-_TEXT, _TRANSFORMER = "text encoders", "transformer"
+_TEXT = "text encoders"
 
 
 class Parts:
-    """Models, loaded when first asked for; of transformers, which fill the memory, one at a time."""
+    """Models, loaded when first asked for. `make_room` is called where a small card must first be emptied for one."""
 
-    def __init__(self, device: torch.device, precision: Precision) -> None:
+    def __init__(self, device: torch.device, precision: Precision, *, make_room: Callable[[], None]) -> None:
         self.device = device
         self.precision = precision
+        self._make_room = make_room
         self._loaded: dict[_Key, Any] = {}
-        self._store: WeightStore | None = None
 
     def text_encoders(self, pack: Pack) -> TextEncoders:
         """Llama and CLIP, on the device."""
@@ -41,6 +38,8 @@ class Parts:
                 dtype=self.precision.encoders,
             )
 
+        if not is_roomy(self.device):
+            self._make_room()  # Llama is nearly as large as the transformer
         key: _Key = (_TEXT, pack.text_encoder, pack.tokenizer, pack.text_encoder_2, pack.tokenizer_2)
         return cast("TextEncoders", self._part(key, load))
 
@@ -59,44 +58,31 @@ class Parts:
 
     def vae(self, pack: Pack) -> Any:  # noqa: ANN401 - diffusers is untyped here
         """The VAE, on the device."""
-        return self._part(("vae", pack.vae), lambda: load_vae(pack.vae, self.device, self.precision.encoders))
 
-    def has_transformer(self, pack: Pack) -> bool:
-        """Whether the pack's transformer is loaded."""
-        return (_TRANSFORMER, pack.transformer) in self._loaded
+        def load() -> Any:  # noqa: ANN401
+            from goan_cli.render.loading import load_vae  # noqa: PLC0415 - imports diffusers: not before it is needed
 
-    def transformer(self, pack: Pack, *, unread: Collection[str] = ()) -> tuple[PackedTransformer, WeightStore]:
-        """The packed transformer, on the device, and the store of its pristine weights.
+            return load_vae(pack.vae, self.device, self.precision.encoders)
 
-        If it is loaded only now, another pack's is let go, and the parameters in `unread` are left for a bake.
-        """
-
-        def load() -> PackedTransformer:
-            self._forget(_TRANSFORMER)
-            model, self._store = load_transformer(
-                pack.transformer, device=self.device, dtype=self.precision.transformer, unread=unread
-            )
-            return model
-
-        model = cast("PackedTransformer", self._part((_TRANSFORMER, pack.transformer), load))
-        return model, cast("WeightStore", self._store)
+        return self._part(("vae", pack.vae), load)
 
     def forget_text_encoders(self) -> None:
         """Let go of the largest parts besides the transformer, once every prompt is encoded."""
-        self._forget(_TEXT)
-
-    def _forget(self, kind: str) -> None:
-        for key in [key for key in self._loaded if key[0] == kind]:
+        for key in [key for key in self._loaded if key[0] == _TEXT]:
             del self._loaded[key]
+
+    def step_aside(self) -> None:
+        """On a card that cannot hold them all, put every part into main memory."""
+        self._leave_only(None)
 
     def _part(self, key: _Key, load: Callable[[], Any]) -> Any:  # noqa: ANN401 - any of the models
         if key not in self._loaded:
-            self._make_room(None)
+            self._leave_only(None)
             self._loaded[key] = load()
-        self._make_room(self._loaded[key])
+        self._leave_only(self._loaded[key])
         return self._loaded[key]
 
-    def _make_room(self, wanted: Any) -> None:  # noqa: ANN401 - any of the models
+    def _leave_only(self, wanted: Any) -> None:  # noqa: ANN401 - any of the models
         """On a card that cannot hold them all, bring `wanted` and put the others into main memory."""
         if is_roomy(self.device):
             return

@@ -9,13 +9,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, Problem
-from goan_cli.jobs.job import Job, LoraUse, ModelDefaults
+from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, StepCacheKind
 from goan_cli.jobs.load import JobRequest
 from goan_cli.jobs.resolve import DEFAULT_MODEL, lora_use, resolve_job
 from goan_cli.jobs.schema import LoraSpec
 from goan_cli.jobs.sections import Family
 from goan_cli.lora.adapter import Adapter, Selection, Shapes, read_adapter
 from goan_cli.model.checkpoint import read_checkpoint
+from goan_cli.model.magnitudes import ratios_for, steps_to_compute
 from goan_cli.model.pack import Pack, find_pack
 
 
@@ -29,11 +30,15 @@ class PlannedLora:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderPlan:
-    """One job with all that it needs found and checked. LoRAs of weight 0 are left out, with a note."""
+    """One job with all that it needs found and checked. LoRAs of weight 0 are left out, with a note.
+
+    `computes` are the 0-based steps that MagCache computes, by the pack's calibration; None without it.
+    """
 
     job: Job
     pack: Pack
     loras: tuple[PlannedLora, ...]
+    computes: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -166,7 +171,18 @@ def _plan(
         notes += [f"{use.path.name}: {warning}" for warning in adapter.warnings]
     if job is None or problems:
         return None, problems
-    return RenderPlan(job=job, pack=pack, loras=tuple(loras), notes=tuple(notes)), []
+    try:
+        computes = _computed_steps(job, pack)
+    except InvalidInput as error:
+        return None, [request.problem(("step_cache",), error.message, hint=error.hint)]
+    return RenderPlan(job=job, pack=pack, loras=tuple(loras), computes=computes, notes=tuple(notes)), []
+
+
+def _computed_steps(job: Job, pack: Pack) -> tuple[int, ...] | None:
+    cache, steps = job.sampling.step_cache, job.sampling.steps
+    if cache is None or cache.kind is not StepCacheKind.MAGCACHE:
+        return None
+    return steps_to_compute(ratios_for(pack, steps).ratios, threshold=cache.threshold)
 
 
 def match_loras(pack: Pack, loras: Sequence[Mapping[str, Any]]) -> list[PlannedLora]:

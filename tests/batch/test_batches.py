@@ -15,7 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 import goan_cli.batch.job as job_module
+import goan_cli.render.loading as loading_module
 import goan_cli.render.parts as parts_module
+import goan_cli.render.transformers as transformers_module
 from goan_cli.batch.job import render_job
 from goan_cli.batch.lock import held, is_held
 from goan_cli.batch.outcome import End, JobStarted, Outcome, RunEvent, RunStarted, exit_code
@@ -97,8 +99,14 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return loading
 
-    for name in ("TextEncoders", "ImageEncoder", "load_vae", "load_transformer"):
-        monkeypatch.setattr(parts_module, name, counting(name, getattr(parts_module, name)))
+    where = {
+        "TextEncoders": parts_module,
+        "ImageEncoder": parts_module,
+        "load_vae": loading_module,
+        "load_transformer": transformers_module,
+    }
+    for name, module in where.items():
+        monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
     return found
 
 
@@ -201,7 +209,7 @@ def test_text_encoders_are_gone_when_the_transformer_comes(tmp_path: Path, monke
         return load(*arguments, **options)
 
     monkeypatch.setattr(parts_module, "TextEncoders", making)
-    monkeypatch.setattr(parts_module, "load_transformer", loading)
+    monkeypatch.setattr(transformers_module, "load_transformer", loading)
     outcomes, _ = _heard([_small(tmp_path)], cache=tmp_path / "cache")
     assert _ends(outcomes) == [End.DONE]
     assert len(held_encoders) == 1

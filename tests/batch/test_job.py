@@ -509,7 +509,7 @@ def test_pixels_that_are_not_finite(tmp_path: Path, embeddings: Path, monkeypatc
     """Pixels that are not finite, of latents that are, fail a job with its checkpoint kept."""
     plan = _plan(tmp_path)
 
-    def overflowing(_: object) -> Callable[[torch.Tensor], torch.Tensor]:
+    def overflowing(*_: object) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda latents: torch.full((1, 3, 4 * latents.shape[2] - 3, 16, 16), torch.inf)
 
     monkeypatch.setattr("goan_cli.render.engine.vae_decoder", overflowing)

@@ -304,7 +304,7 @@ def test_all_problems_of_all_files(folder: Path) -> None:
     [
         ("stesp: 3", r":1: stesp: unknown key \(did you mean steps\?\)"),
         ("lora: []", r":1: lora: unknown key \(did you mean loras\?\)"),
-        ("colour: red", r":1: colour: unknown key \(valid: fps, .*window\)"),
+        ("colour: red", r":1: colour: unknown key \(valid: attention, .*window\)"),
         ("output: {dri: x}", r":1: output\.dri: unknown key \(did you mean dir\?\)"),
         ("step_cache: {treshold: 1}", r":1: step_cache\.treshold: unknown key \(did you mean threshold\?\)"),
         ("loras: [{path: a, wieght: 1}]", r":1: loras\[0\]\.wieght: unknown key \(did you mean weight\?\)"),

@@ -69,6 +69,8 @@ RECORD = RenderRecord(
     seconds_per_step=0.123456,
     device="cpu",
     dtype="float32",
+    compiled=False,
+    memory=None,
     versions={"torch": "2"},
     notes=["a note"],
 )

@@ -33,7 +33,7 @@ class _Counted(Parts):
     """Parts that remember what was asked for."""
 
     def __init__(self, precision: Precision = FP32) -> None:
-        super().__init__(CPU, precision)
+        super().__init__(CPU, precision, make_room=lambda: None)
         self.asked: list[str] = []
 
     def text_encoders(self, pack: Any) -> Any:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import goan_cli.render.engine as engine_module
+import goan_cli.render.transformers as transformers_module
 from goan_cli.errors import Interrupted, LoraRefused, QualityFailed, RenderFailed
 from goan_cli.jobs.job import Gate, Gates
 from goan_cli.jobs.sections import plan_sections
@@ -101,7 +102,9 @@ def _sampled(engine: Engine, plan: RenderPlan) -> Sampled:
 
 
 def _weights(engine: Engine) -> dict[str, Tensor]:
-    return parameters_of(engine._parts.transformer(TINY)[0])
+    loaded = engine._transformers._loaded
+    assert loaded is not None
+    return parameters_of(loaded.model)
 
 
 def _assert_pristine(engine: Engine) -> None:
@@ -207,20 +210,24 @@ def test_the_job_after_an_unreadable_checkpoint(
         # Reads from a network disk fail after the first: the weights are now half the old recipe's.
         if next(reads) == 1:
             raise OSError("stale file handle")
-        with engine._parts.transformer(TINY)[1].opened() as pristine:
+        loaded = engine._transformers._loaded
+        assert loaded is not None
+        with loaded.store.opened() as pristine:
             return pristine(name)
 
     if failing == "restore":
         monkeypatch.setattr(
-            engine_module, "restore", lambda parameters, _, names: restore(parameters, failing_reader, names)
+            transformers_module,
+            "restore",
+            lambda parameters, _, names, store: restore(parameters, failing_reader, names, store=store),
         )
         changed = plans["base"]
     else:
         monkeypatch.setattr(
-            engine_module,
+            transformers_module,
             "bake",
-            lambda parameters, _, loras, base, touched: bake(
-                parameters, failing_reader, loras, base=base, touched=touched
+            lambda parameters, _, loras, base, touched, store: bake(
+                parameters, failing_reader, loras, base=base, touched=touched, store=store
             ),
         )
         changed = plans["ab"]
@@ -515,7 +522,7 @@ def test_pixels_that_are_not_finite(
     """Where a job does not refuse them, pixels that are no numbers are grey, and infinite ones white or black."""
     plan = replace(plans["base"], job=replace(plans["base"].job, gates=Gates(nan=gate)))
 
-    def overflowing(_: object) -> Callable[[Tensor], Tensor]:
+    def overflowing(*_: object) -> Callable[[Tensor], Tensor]:
         values = torch.tensor([math.nan, math.inf, -math.inf]).view(1, 3, 1, 1, 1)
         return lambda latents: values.expand(1, 3, 4 * latents.shape[2] - 3, 32, 32)
 

@@ -1,0 +1,54 @@
+"""What a job needs on the device, from its plan: for the engine, and for people before anything is loaded. No torch."""
+
+import math
+
+from goan_cli.jobs.job import WantedPrecision
+from goan_cli.model.checkpoint import read_checkpoint, read_json
+from goan_cli.model.config import read_config
+from goan_cli.render.memory import MemoryPlan, plan_memory, tokens_of
+from goan_cli.render.plan import RenderPlan
+from goan_cli.render.vae_memory import least_decode_bytes, vae_shape
+
+_FP16 = 2  # bytes
+# The longest prompt that Llama's features are taken of.
+_MOST_TEXT = 256
+
+
+def memory_of(plan: RenderPlan, *, precision: str, image: int, text: int, budget: int | None) -> MemoryPlan:
+    """Where everything is while the job samples; `image` and `text` are the tokens of SigLIP and of the prompt.
+
+    `precision` is fp32, fp16, bf16 or fp8; the budget is in bytes, None without a limit. Raises EnvironmentFault when
+    it is too small.
+    """
+    job = plan.job
+    return plan_memory(
+        read_config(plan.pack.transformer),
+        precision=precision,
+        tokens=tokens_of(size=job.size, window=job.sections.window, image=image, text=text),
+        steps=job.sampling.steps,
+        branches=1 if job.sampling.true_cfg_scale == 1.0 else 2,
+        step_cache=job.sampling.step_cache is not None,
+        budget=budget,
+        decode=0 if budget is None else _decode_bytes(plan),
+    )
+
+
+def _decode_bytes(plan: RenderPlan) -> int:
+    """The least that decoding the job's video takes on a GPU, where the VAE is in fp16."""
+    job = plan.job
+    shape = vae_shape(read_json(plan.pack.vae / "config.json"), _FP16)
+    weights = sum(math.prod(each) for each in read_checkpoint(plan.pack.vae).shapes.values()) * _FP16
+    width, height = job.size
+    return weights + least_decode_bytes(shape, job.sections, job.decode, height=height, width=width)
+
+
+def foreseen_memory(plan: RenderPlan) -> MemoryPlan:
+    """The same before anything is encoded: for the longest prompt, and in bf16 where the device decides.
+
+    Raises as `memory_of`.
+    """
+    wanted = plan.job.execution
+    precision = "bf16" if wanted.precision is WantedPrecision.AUTO else str(wanted.precision)
+    vision = read_json(plan.pack.image_encoder / "config.json")
+    image = (int(vision.get("image_size", 384)) // int(vision.get("patch_size", 14))) ** 2
+    return memory_of(plan, precision=precision, image=image, text=_MOST_TEXT, budget=wanted.memory)
