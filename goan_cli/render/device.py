@@ -8,6 +8,8 @@ from goan_cli.errors import EnvironmentFault, InvalidInput
 
 # Cards with less memory keep only the part at work on the device.
 _ROOMY = 48 << 30
+# Llama without its last two layers takes 15 GB in fp16.
+_LLAMA = 17 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,11 @@ def precision_of_capability(major: int) -> Precision:
 def is_roomy(device: torch.device) -> bool:
     """Whether all parts of a full-size model may stay on the device together."""
     return device.type == "cpu" or torch.cuda.get_device_properties(device).total_memory >= _ROOMY
+
+
+def holds_llama(device: torch.device) -> bool:
+    """Whether a full-size text encoder fits on the device by itself."""
+    return device.type == "cpu" or torch.cuda.get_device_properties(device).total_memory >= _LLAMA
 
 
 def device_name(device: torch.device) -> str:

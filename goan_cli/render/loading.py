@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.utils import logging as diffusers_logging
 from transformers import AutoConfig, CLIPTextModel, CLIPTokenizer, LlamaModel, SiglipVisionModel
@@ -51,6 +52,11 @@ def load_llama(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401
     llama = load_encoder(LlamaModel, folder, dtype, config=config)
     llama.norm = torch.nn.Identity()
     return llama
+
+
+def stream_layers(model: Any, device: torch.device) -> None:  # noqa: ANN401
+    """Have a model's layers, which stay in main memory, computed on `device`: slower, in the room of one layer."""
+    cpu_offload(model, execution_device=device)
 
 
 def load_clip(model: Path, tokenizer: Path, dtype: torch.dtype) -> tuple[Any, Any]:

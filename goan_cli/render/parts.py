@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from goan_cli.model.pack import Pack
-from goan_cli.render.device import Precision, is_roomy
+from goan_cli.render.device import Precision, holds_llama, is_roomy
 from goan_cli.render.image import ImageEncoder
 from goan_cli.render.text import TextEncoders
 
@@ -36,6 +36,7 @@ class Parts:
                 clip_tokenizer=pack.tokenizer_2,
                 device=self.device,
                 dtype=self.precision.encoders,
+                streamed=not holds_llama(self.device),
             )
 
         if not is_roomy(self.device):

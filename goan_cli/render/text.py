@@ -36,7 +36,10 @@ class Truncation:
 
 
 class TextEncoders:
-    """Both text encoders with their tokenizers, loaded once."""
+    """Both text encoders with their tokenizers, loaded once.
+
+    With `streamed`, Llama stays in main memory, and each of its layers is on the device while it computes.
+    """
 
     def __init__(
         self,
@@ -47,19 +50,26 @@ class TextEncoders:
         clip_tokenizer: Path,
         device: torch.device,
         dtype: torch.dtype,
+        streamed: bool = False,
     ) -> None:
         from goan_cli.render import loading  # noqa: PLC0415 - imports transformers, which cached prompts do not need
 
         self.device = device
         self.tokenizer = load_llama_tokenizer(tokenizer)
-        self.llama = loading.load_llama(llama, dtype).to(device)
+        self.streamed = streamed
+        self.llama = loading.load_llama(llama, dtype)
+        if streamed:
+            loading.stream_layers(self.llama, device)
+        else:
+            self.llama.to(device)
         clip_model, self.clip_tokenizer = loading.load_clip(clip, clip_tokenizer, dtype)
         self.clip = clip_model.to(device)
 
     def to(self, device: torch.device) -> None:
-        """Move both encoders."""
+        """Move both encoders; a streamed one is never there for longer than it computes."""
         self.device = device
-        self.llama.to(device)
+        if not self.streamed:
+            self.llama.to(device)
         self.clip.to(device)
 
     @torch.inference_mode()

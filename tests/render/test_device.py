@@ -1,5 +1,7 @@
 """Devices by name, and the precision that each kind of card gets."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from goan_cli.render.device import (
     Precision,
     choose_device,
     device_name,
+    holds_llama,
     is_roomy,
     precision_for,
     precision_of_capability,
@@ -98,3 +101,12 @@ def test_device_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
     assert device_name(torch.device("cuda", 0)) == "NVIDIA H200"
     assert device_name(torch.device("cpu")) == "cpu"
+
+
+@pytest.mark.parametrize(("gigabytes", "holds"), [(12, False), (16, False), (24, True), (80, True)])
+def test_cards_that_hold_llama(monkeypatch: pytest.MonkeyPatch, gigabytes: int, holds: bool) -> None:
+    """A card that Llama alone would fill gets it layer by layer; main memory holds it."""
+    properties = SimpleNamespace(total_memory=gigabytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert holds_llama(torch.device("cuda", 0)) is holds
+    assert holds_llama(torch.device("cpu"))

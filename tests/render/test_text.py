@@ -213,3 +213,24 @@ def test_another_encoder_is_refused() -> None:
             device=CPU,
             dtype=torch.float32,
         )
+
+
+def test_streamed_llama_makes_the_same(encoders: TextEncoders) -> None:
+    """With Llama's layers brought one by one the features are the same bits, and it stays out of the device's way."""
+    streamed = TextEncoders(
+        llama=PACK.text_encoder,
+        tokenizer=PACK.tokenizer,
+        clip=PACK.text_encoder_2,
+        clip_tokenizer=PACK.tokenizer_2,
+        device=CPU,
+        dtype=torch.float32,
+        streamed=True,
+    )
+    assert all(parameter.is_meta for parameter in streamed.llama.parameters())
+    streamed.to(CPU)
+    for _ in range(2):
+        (text, cuts), (expected, expected_cuts) = (each.encode("a red ball moves") for each in (streamed, encoders))
+        assert torch.equal(text.embeds, expected.embeds)
+        assert torch.equal(text.pooled, expected.pooled)
+        assert cuts == expected_cuts
+    assert all(parameter.is_meta for parameter in streamed.llama.parameters())
