@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo smoke test check format tiny tiny-eval picture bench-lora bench-batch clean
+.PHONY: help install demo smoke test check format tiny tiny-eval picture bench-lora bench-batch bench-peers bench-startup clean
 help:
 	@echo "make demo    install, render the quick start, and say where the video is"
 	@echo "make test    install, and run the whole default test suite"
@@ -15,6 +15,8 @@ help:
 	@echo "make tiny-eval  measure what the tiny packs can do, and write goan_cli/tiny/pack/README.md"
 	@echo "make bench-lora  speed of the bake, against diffusers and the machine's limits"
 	@echo "make bench-batch what a batch costs besides encoding, sampling and decoding"
+	@echo "make bench-peers speed of sampling, against diffusers' FramePack transformer and pipeline"
+	@echo "make bench-startup time from the start of a process to its first step"
 	@echo "make picture README's pictures anew"
 
 install: $(INSTALLED)
@@ -60,6 +62,12 @@ bench-lora: $(INSTALLED)
 
 bench-batch: $(INSTALLED)
 	$(BIN)/python -m tests.bench.batch
+
+bench-peers: $(INSTALLED)
+	$(BIN)/python -m tests.bench.peers
+
+bench-startup: $(INSTALLED)
+	$(BIN)/python -m tests.bench.startup
 
 picture: $(INSTALLED)
 	$(BIN)/python tests/readme_picture.py examples/terminal.svg examples/quickstart.png

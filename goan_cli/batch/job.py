@@ -158,7 +158,7 @@ def _video(engine: Engine, plan: RenderPlan, latents: "Tensor", path: Path, stop
 
     def hashed(chunks: Iterable[Frame]) -> Iterator[Frame]:
         for chunk in chunks:
-            digest.update(np.ascontiguousarray(chunk).tobytes())
+            digest.update(np.ascontiguousarray(chunk).data)
             yield chunk
 
     wanted = sheet_frames(job.sections.frames) if job.output.contact_sheet else ()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from goan_cli import __version__
+from goan_cli.cli.bench import bench
 from goan_cli.cli.doctor import doctor
 from goan_cli.cli.lora import lora
 from goan_cli.cli.plan import plan
@@ -34,6 +35,7 @@ app.command()(replay)
 app.command()(presets)
 app.command()(schema)
 app.command()(doctor)
+app.command()(bench)
 app.command()(smoke)
 app.add_typer(lora)
 

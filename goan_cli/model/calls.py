@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from goan_cli.model.attention import Attend
+from goan_cli.model.fp8 import multiplies_in_fp8
 from goan_cli.model.rope import Rope
 
 CallDouble = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, Rope, Attend], tuple[Tensor, Tensor]]
@@ -48,6 +49,8 @@ def compiled_calls(backend: str = "inductor") -> BlockCalls:
 
     Weights are inputs of the graphs, so they may be rewritten in place. Token counts are dynamic from the start.
     """
+    # A property of the device: compiled code may hold the answer. Said here, for saying it imports the compiler.
+    torch.compiler.assume_constant_result(multiplies_in_fp8)
     double = torch.compile(_double, fullgraph=True, backend=backend)
     single = torch.compile(_single, fullgraph=True, backend=backend)
 

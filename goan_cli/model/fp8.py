@@ -71,8 +71,6 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None)
     return out.view(*x.shape[:-1], len(weight)).to(x.dtype)
 
 
-# A property of the device, so that compiled code may hold the answer.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch declares no types for it
 def multiplies_in_fp8(device: torch.device) -> bool:
     """Whether torch has products with row-wise scales there: NVIDIA from compute capability 8.9 on."""
     # torch builds them for neither ROCm's e4m3fn nor Windows.

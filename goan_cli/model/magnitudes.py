@@ -134,5 +134,7 @@ def _read(file: Path) -> Mapping[str, Magnitudes]:
 
 def _command(pack: Pack, steps: int) -> str:
     shipped = [name for name, manifest in SHIPPED.items() if manifest.absolute() == pack.manifest]
-    model = shlex.quote(shipped[0] if shipped else str(pack.manifest))
-    return f"make it: goan bench --calibrate --model {model} --steps {steps}"
+    if shipped:
+        return f"make it: goan bench --calibrate --model {shipped[0]} --steps {steps}"
+    model = shlex.quote(str(pack.manifest))
+    return f"make it: goan bench --calibrate --model {model} --steps {steps} --image IMAGE --prompt TEXT"

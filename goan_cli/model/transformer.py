@@ -73,14 +73,14 @@ class StepConditioning:
 class PackedTransformer(nn.Module):
     """The FramePack DiT: `step_conditionings` once a job, `context_for` once a section, `forward` every step.
 
-    `block_source` yields the double blocks and then the single ones, each ready to run; `calls` runs them, and
-    `attend` is their attention. The weights behind `step_conditionings` may lie in main memory.
+    `block_source` yields the double blocks and then the single ones, each ready to run, None for the model's own;
+    `calls` runs them, and `attend` is their attention. The weights behind `step_conditionings` may lie in main memory.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.block_source: Callable[[], Iterator[nn.Module]] = self.own_blocks
+        self.block_source: Callable[[], Iterator[nn.Module]] | None = None
         self.calls = BlockCalls()
         self.attend: Attend = sdpa
         self.x_embedder = PatchEmbed(config)
@@ -209,7 +209,7 @@ class PackedTransformer(nn.Module):
     def _blocks(self, image: Tensor, step: StepConditioning, context: SectionContext, *, kept: int) -> Tensor:
         """All blocks over the packed image tokens and the text; returns the last `kept` of the image tokens."""
         text = torch.cat((context.image_tokens, step.text_tokens), dim=1)
-        blocks, count = self.block_source(), image.shape[1]
+        blocks, count = (self.block_source or self.own_blocks)(), image.shape[1]
         # The tables come first: a `zip` that ends with them has not asked for a block too many.
         for modulation, text_modulation, block in zip(step.double, step.double_text, blocks, strict=False):
             image, text = self.calls.double(block, image, text, modulation, text_modulation, context.rope, self.attend)

@@ -128,7 +128,7 @@ def _feed(process: "subprocess.Popen[bytes]", chunks: Iterable[NDArray[np.uint8]
         raise RenderFailed("ffmpeg takes no frames")
     for chunk in chunks:
         try:
-            process.stdin.write(np.ascontiguousarray(chunk).tobytes())
+            process.stdin.write(np.ascontiguousarray(chunk).data)
         except BrokenPipeError:
             break
         frames += len(chunk)

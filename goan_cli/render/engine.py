@@ -26,6 +26,7 @@ from goan_cli.render.encoding import Encoding
 from goan_cli.render.events import (
     Event,
     Listener,
+    Note,
     SectionFinished,
     Stage,
     StageFinished,
@@ -191,7 +192,10 @@ class Engine:
         with self._stage(Stage.LOAD):
             vae = self._parts.vae(plan.pack)
             self._transformers.step_aside()
-            decode = vae_decoder(vae, plan.job.decode, self._memory.tiling_for(plan, vae))
+            tiling = self._memory.tiling_for(plan, vae)
+            decode = vae_decoder(vae, plan.job.decode, tiling)
+        if tiling is not None:
+            self._tell(Note(text=f"decoded in tiles of {tiling.width}x{tiling.height} pixels, by the memory there is"))
         with self._stage(Stage.DECODE):
             for pixels in decoded(latents, plan.job.sections, decode, plan.job.decode):
                 if stop():

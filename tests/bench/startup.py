@@ -78,10 +78,8 @@ def render_times(render: list[str], environment: dict[str, str]) -> dict[str, fl
     """Seconds until the render's first event, and until its first step, after which it is killed."""
     times: dict[str, float] = {}
     started = time.perf_counter()
-    command = [*render, "--log-json", "-"]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:  # its console would be among the table
+    command = [*render, "--log-json", "-"]  # what is meant for people then goes to standard error
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         for line in process.stdout or ():
             times.setdefault(FIRST_EVENT, time.perf_counter() - started)
             if json.loads(line)["event"] == "step":

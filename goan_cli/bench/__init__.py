@@ -1,0 +1,1 @@
+"""What the packed transformer costs on this machine: `goan bench`."""
