@@ -50,6 +50,7 @@ format: $(INSTALLED)
 tiny: $(INSTALLED)
 	$(BIN)/python -m goan_cli.tiny.train build/tiny
 	$(BIN)/python -m goan_cli.tiny.examples examples
+	$(BIN)/python -m goan_cli.tiny.calibration
 
 tiny-eval: $(INSTALLED)
 	$(BIN)/python -m goan_cli.tiny.evaluate

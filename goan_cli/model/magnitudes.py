@@ -16,10 +16,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from goan_cli.errors import InvalidInput
 from goan_cli.files import write_text
 from goan_cli.model.checkpoint import read_json
-from goan_cli.model.pack import SHIPPED, Pack
+from goan_cli.model.pack import MAGNITUDES_SUFFIX, SHIPPED, Pack
 
 MAGNITUDES_VERSION = 1
-MAGNITUDES_SUFFIX = ".magcache.json"
 # The first steps decide where everything goes, and a residual that is used too often has aged.
 _ALWAYS_COMPUTED = 0.2
 _MOST_SKIPPED = 3

@@ -57,6 +57,8 @@ class PackSpec(_Manifest):
 WEIGHTED = ("transformer", "text_encoder", "text_encoder_2", "vae", "image_encoder")
 PARTS = (*WEIGHTED, "tokenizer", "tokenizer_2", "feature_extractor")
 _TEXTS = ("*.json", "merges.txt")  # configurations and vocabularies: they decide what the weights make
+# Calibrations of step caches lie beside the manifest, where a part may lie too: they change no weights.
+MAGNITUDES_SUFFIX = ".magcache.json"
 _NEEDED_FILES = {
     "tokenizer": ("tokenizer.json",),
     "tokenizer_2": ("vocab.json", "merges.txt"),
@@ -100,6 +102,7 @@ class Pack:
         folder: Path = getattr(self, part)
         weights = checkpoint_files(folder) if part in WEIGHTED else ()
         texts = sorted(file for pattern in _TEXTS for file in folder.glob(pattern)) if folder.is_dir() else []
+        texts = [file for file in texts if not file.name.endswith(MAGNITUDES_SUFFIX)]
         prints = [*(fingerprint(file) for file in weights), *(f"{file.name}/{fingerprint(file)}" for file in texts)]
         return hashlib.sha256("\n".join(prints).encode()).hexdigest()
 

@@ -172,17 +172,21 @@ def _plan(
     if job is None or problems:
         return None, problems
     try:
-        computes = _computed_steps(job, pack)
+        computes = _computed_steps(job, pack, notes)
     except InvalidInput as error:
         return None, [request.problem(("step_cache",), error.message, hint=error.hint)]
     return RenderPlan(job=job, pack=pack, loras=tuple(loras), computes=computes, notes=tuple(notes)), []
 
 
-def _computed_steps(job: Job, pack: Pack) -> tuple[int, ...] | None:
+def _computed_steps(job: Job, pack: Pack, notes: list[str]) -> tuple[int, ...] | None:
+    """MagCache's steps by the pack's calibration, None without it; notes where that was made under other settings."""
     cache, steps = job.sampling.step_cache, job.sampling.steps
     if cache is None or cache.kind is not StepCacheKind.MAGCACHE:
         return None
-    return steps_to_compute(ratios_for(pack, steps).ratios, threshold=cache.threshold)
+    magnitudes = ratios_for(pack, steps)
+    if magnitudes.window != job.sections.window:
+        notes.append(f"MagCache was calibrated with a window of {magnitudes.window}, not {job.sections.window}")
+    return steps_to_compute(magnitudes.ratios, threshold=cache.threshold)
 
 
 def match_loras(pack: Pack, loras: Sequence[Mapping[str, Any]]) -> list[PlannedLora]:
