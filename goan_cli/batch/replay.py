@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from goan_cli.batch.standing import OnExists
 from goan_cli.batch.survey import RunSettings
 from goan_cli.documents import Document
 from goan_cli.errors import GoanError, InvalidInput, RenderFailed
+from goan_cli.jobs.job import Compile
 from goan_cli.jobs.load import request_from_settings
 from goan_cli.output.sidecar import read_sidecar, value_at
 from goan_cli.output.video import read_video
+from goan_cli.render.device import choose_device
+from goan_cli.render.execution import lacking_compiler
 from goan_cli.render.plan import RenderPlan, plan_renders
 
 # What may explain another result, and where sidecars have it.
@@ -74,6 +77,7 @@ def replay(
     before, plan = read_sidecar(sidecar), plan_replay(sidecar, folder)
     if taken := next((path for path in plan.job.results if os.path.lexists(path)), None):
         raise InvalidInput(f"{taken}: is there already", hint="replay into another folder")
+    plan = _compiled_where_possible(plan, device)
     settings = RunSettings(device=device, force=True, on_exists=OnExists.REPLACE, cache=cache)
     (outcome,) = render_jobs([plan], settings, listener=listener)
     if outcome.end is not End.DONE:
@@ -88,6 +92,14 @@ def replay(
         causes=tuple(_causes(before, after)),
         outcome=outcome,
     )
+
+
+def _compiled_where_possible(plan: RenderPlan, device: str) -> RenderPlan:
+    """The plan, without compiling where nothing can: the comparison then says so."""
+    execution = plan.job.execution
+    if execution.compile is not Compile.ON or lacking_compiler(choose_device(device)) is None:
+        return plan
+    return replace(plan, job=replace(plan.job, execution=replace(execution, compile=Compile.OFF)))
 
 
 def _causes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

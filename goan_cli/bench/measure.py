@@ -152,7 +152,7 @@ def _way(shape: SubjectShape, device: torch.device, size: tuple[int, int], wante
     execution = resolve_execution(wanted, device, own, steps_ahead=_SECTIONS * shape.steps)
     # What is lacking is told before anything large is made.
     attention_function(execution, device)
-    block_calls(execution, device, None)
+    block_calls(execution, device)
     budget = None
     if device.type == "cuda":
         budget = automatic_budget(torch.cuda.mem_get_info(device)[0])

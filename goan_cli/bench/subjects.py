@@ -25,7 +25,7 @@ from goan_cli.model.pack import Pack
 from goan_cli.model.resident import ResidentWeights
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.render.events import Stage, ignore
-from goan_cli.render.execution import ResolvedExecution, attention_function, block_calls
+from goan_cli.render.execution import ResolvedExecution, attention_function, block_calls, keep_compiled_code
 from goan_cli.render.memory import MemoryPlan
 from goan_cli.render.streaming import BlockStream
 from goan_cli.render.transformers import Transformers
@@ -184,7 +184,8 @@ class SyntheticSubject:
     def __init__(self, size: Synthetic, device: torch.device, *, cache: Path | None) -> None:
         self.shape = SYNTHETIC[size]
         self._device = device
-        self._cache = cache
+        if cache is not None:
+            keep_compiled_code(cache)
         self._model: PackedTransformer | None = None
         self._stream: BlockStream | None = None
         self._dtype = torch.float32
@@ -200,7 +201,7 @@ class SyntheticSubject:
             fp8=execution.fp8,
             resident=memory.resident,
         )
-        model.calls = block_calls(execution, self._device, self._cache)
+        model.calls = block_calls(execution, self._device)
         model.attend = attention_function(execution, self._device)
         if memory.streams:
             self._stream = BlockStream(tuple(model.own_blocks()), memory.resident, self._device)

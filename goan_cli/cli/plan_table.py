@@ -10,7 +10,7 @@ from rich.table import Table
 from goan_cli.batch.standing import OnExists, Standing, State, standing_of
 from goan_cli.cli.terminal import make_console
 from goan_cli.errors import GoanError
-from goan_cli.jobs.job import DecodeMode, Job
+from goan_cli.jobs.job import AttentionBackend, DecodeMode, Job, WantedPrecision
 from goan_cli.jobs.sections import LATENT_FRAME, Family
 from goan_cli.render.budget import foreseen_memory
 from goan_cli.render.identity import bake_recipe
@@ -18,6 +18,7 @@ from goan_cli.render.memory import describe
 from goan_cli.render.plan import PlannedLora, RenderPlan
 
 _MOST_IN_FULL = 8
+_APPROXIMATE = (WantedPrecision.FP8, AttentionBackend.SAGE)
 _LONGEST_PROMPT = 40
 _WORTH_SAYING = 2 * 10**9  # bytes of memory that a job needs
 
@@ -115,13 +116,17 @@ def _execution(plan: RenderPlan) -> list[tuple[str, str]]:
     """What was asked for of the execution, and the memory plan of models that fill a card."""
     job, wanted = plan.job, plan.job.execution
     asked = {"precision": wanted.precision, "compile": wanted.compile, "attention": wanted.attention}
-    rows = [(key, str(value)) for key, value in asked.items() if value != "auto"]
+    rows = [
+        (key, f"{value} (approximate)" if value in _APPROXIMATE else str(value))
+        for key, value in asked.items()
+        if value != "auto"
+    ]
     if job.decode is not DecodeMode.OVERLAP:
         rows.append(("decode", f"{job.decode} (cheaper, not FramePack's pixels)"))
     try:
         memory = foreseen_memory(plan)
     except GoanError as error:
-        return [*rows, ("memory", str(error))]
+        return [*rows, ("memory", str(error).removeprefix("memory: "))]
     if wanted.memory is not None or memory.total > _WORTH_SAYING:
         rows.append(("memory", describe(memory)))
     return rows

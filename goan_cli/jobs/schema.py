@@ -3,6 +3,7 @@
 Every field is optional here, since presets, defaults, jobs and the command line are layers of one another.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -86,9 +87,10 @@ def memory_bytes(text: str | None) -> int | None:
     if text is None or text == "auto":
         return None
     found = _MEMORY.fullmatch(text) if isinstance(text, str) else None
-    if found is None or not (size := round(float(found[1]) * _UNITS[found[2].upper()])):
+    size = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
+    if not 1 <= size < math.inf:
         raise ValueError(f"must be auto or a size such as 12GB, not {shown(text)}")
-    return size
+    return round(size)
 
 
 def _memory(value: object) -> object:

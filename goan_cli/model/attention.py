@@ -2,10 +2,12 @@
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from einops import rearrange
+from packaging.version import Version
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,8 +19,11 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 # From Hopper on cuDNN's kernel is the fastest of torch's; where it takes an input not, the next one does.
 _CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _CUDNN_FROM = 9  # major compute capability
-# Name in a job: the module that must be importable, and what installs it.
-_LIBRARIES = {"flash": ("flash_attn", "goan-cli[flash]"), "sage": ("sageattention", "goan-cli[sage]")}
+# Name in a job: the module that must be importable, the version that diffusers wants of it, and what installs it.
+_LIBRARIES = {
+    "flash": ("flash_attn", Version("2.6.3"), "goan-cli[flash]"),
+    "sage": ("sageattention", Version("2.1.1"), "goan-cli[sage]"),
+}
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -27,7 +32,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Queries may be fewer than keys. Returns `(1, query tokens, width)`.
     """
     out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-    return rearrange(out, "b h t d -> b t (h d)")
+    return out.transpose(1, 2).flatten(2)
 
 
 def attention(name: str, device: torch.device) -> Attend:
@@ -47,9 +52,14 @@ def attention(name: str, device: torch.device) -> Attend:
         raise EnvironmentFault(f"attention {name} needs a CUDA device", hint="attention: sdpa runs everywhere")
     if name == "cudnn":
         return _cudnn
-    module, extra = _LIBRARIES[name]
+    module, least, extra = _LIBRARIES[name]
     if importlib.util.find_spec(module) is None:
         raise EnvironmentFault(f"attention {name} needs the package {module}", hint=f"pip install '{extra}'")
+    with suppress(PackageNotFoundError):  # built in place, without a record of it
+        if Version(found := version(module.replace("_", "-"))) < least:
+            raise EnvironmentFault(
+                f"attention {name} needs {module} {least} or newer, not {found}", hint=f"pip install -U '{extra}'"
+            )
     return partial(_dispatched, name)
 
 

@@ -3,6 +3,8 @@
 A block's AdaLN is not run here: what it makes of a timestep is the same in every section, and comes ready-made.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,7 +56,6 @@ class DoubleBlock(nn.Module):
         text = add_gated(text, self.ff_context(modulate(text, text_shift_m, text_scale_m)), text_gate_m)
         return image, text
 
-
     def _attended(self, image: Tensor, text: Tensor, rope: Rope, attend: Attend) -> tuple[Tensor, Tensor]:
         """Joint attention of both normed streams, projected."""
         query, key, value = self.attn.project(image)
@@ -66,6 +67,17 @@ class DoubleBlock(nn.Module):
         )
         image_out, text_out = attended.split((image.shape[1], text.shape[1]), dim=1)
         return self.attn.to_out[0](image_out), self.attn.to_add_out(text_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The tokens `(1, k, width)` that are looked at after the last block, and their positions.
+
+    Views of all tokens rather than bounds of them: compiled code takes views of any size, and bounds as constants.
+    """
+
+    tokens: Tensor
+    rope: Rope
 
 
 class SingleBlock(nn.Module):
@@ -80,26 +92,21 @@ class SingleBlock(nn.Module):
         self.proj_out = nn.Linear(width + inner, width)
 
     def forward(
-        self, tokens: Tensor, modulation: Tensor, rope: Rope, attend: Attend, kept: slice | None = None
+        self, tokens: Tensor, modulation: Tensor, rope: Rope, attend: Attend, kept: Kept | None = None
     ) -> Tensor:
-        """Tokens `(1, n + m, width)` to the same shape, or to the rows `kept` where the others are not looked at.
+        """Tokens `(1, n + m, width)` to the same shape, or those `kept` of them where the others are not looked at.
 
         What `norm` makes of the timestep is `(1, 3, width)`; `rope` has n + m rows (see `Rope.with_text`).
         """
         shift, scale, gate = modulation.unbind(1)
         normed = modulate(tokens, shift, scale)
-        attended = self._attended(normed, rope, attend, kept)
+        key = apply_rope(self.attn.norm_k(split_heads(self.attn.to_k(normed), self.attn.heads)), rope)
+        value = split_heads(self.attn.to_v(normed), self.attn.heads)
         if kept is not None:
-            tokens, normed = tokens[:, kept], normed[:, kept]
+            tokens, rope = kept.tokens, kept.rope
+            normed = modulate(tokens, shift, scale)
+        query = apply_rope(self.attn.norm_q(split_heads(self.attn.to_q(normed), self.attn.heads)), rope)
+        attended = attend(query, key, value)
+        del query, key, value  # the MLP is where a block holds the most
         mlp = F.gelu(self.proj_mlp(normed), approximate="tanh")
         return add_gated(tokens, linear_of_both(self.proj_out, attended, mlp), gate)
-
-    def _attended(self, normed: Tensor, rope: Rope, attend: Attend, kept: slice | None) -> Tensor:
-        """Attention of the rows `kept`, or of all, to all."""
-        heads = self.attn.heads
-        key = apply_rope(self.attn.norm_k(split_heads(self.attn.to_k(normed), heads)), rope)
-        value = split_heads(self.attn.to_v(normed), heads)
-        if kept is not None:
-            normed, rope = normed[:, kept], rope.rows(kept)
-        query = apply_rope(self.attn.norm_q(split_heads(self.attn.to_q(normed), heads)), rope)
-        return attend(query, key, value)

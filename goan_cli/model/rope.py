@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -82,13 +82,14 @@ def pad_to_multiple(x: Tensor, kernel: tuple[int, int, int]) -> Tensor:
 
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """Rotate `(1, tokens, heads, head_dim)` by its tokens' positions; computed in fp32, returned in x's dtype."""
-    pairs = rearrange(x.float(), "b t h (pairs two) -> b t h pairs two", two=2)
+    # Not by einops, through which compilers trace for seconds.
+    pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # which does not take complex numbers
         real, imaginary = pairs.unbind(-1)
-        cos, sin = repeat(rope.cos, "t pairs -> t 1 pairs"), repeat(rope.sin, "t pairs -> t 1 pairs")
+        cos, sin = rope.cos.unsqueeze(1), rope.sin.unsqueeze(1)
         rotated = torch.stack((real * cos - imaginary * sin, imaginary * cos + real * sin), dim=-1)
     else:
         # A product of complex numbers is one pass over the tokens; its parts one by one are ten.
-        turn = repeat(torch.view_as_complex(rope.table), "t pairs -> t 1 pairs")
+        turn = torch.view_as_complex(rope.table).unsqueeze(1)
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * turn)
     return rotated.flatten(-2).to(x.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from goan_cli.model.attention import Attend, sdpa
-from goan_cli.model.blocks import DoubleBlock, SingleBlock
+from goan_cli.model.blocks import DoubleBlock, Kept, SingleBlock
 from goan_cli.model.calls import BlockCalls
 from goan_cli.model.config import TransformerConfig
 from goan_cli.model.embedders import CleanPatchEmbed, ImageProjection, PatchEmbed, TimeTextEmbed, TokenRefiner
@@ -215,8 +215,9 @@ class PackedTransformer(nn.Module):
             image, text = self.calls.double(block, image, text, modulation, text_modulation, context.rope, self.attend)
         tokens = torch.cat((image, text), dim=1)
         rope = context.rope.with_text(text.shape[1])
-        rows = [None] * (len(step.single) - 1) + [slice(count - kept, count)]
-        for modulation, wanted, block in zip(step.single, rows, blocks, strict=False):
+        rows, last = slice(count - kept, count), len(step.single) - 1
+        for number, (modulation, block) in enumerate(zip(step.single, blocks, strict=False)):
+            wanted = Kept(tokens=tokens[:, rows], rope=rope.rows(rows)) if number == last else None
             tokens = self.calls.single(block, tokens, modulation, rope, self.attend, wanted)
         next(blocks, None)  # a source that brings weights begins with the next step's
         return tokens

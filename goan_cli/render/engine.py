@@ -17,6 +17,7 @@ from goan_cli.jobs.job import Compile, Gate
 from goan_cli.lora.report import BakeReport
 from goan_cli.model.step_cache import MagCache
 from goan_cli.model.transformer import PackedTransformer
+from goan_cli.render.budget import foreseen_memory
 from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.conditioning import Conditioning
 from goan_cli.render.decode import decoded, to_uint8, vae_decoder
@@ -34,7 +35,13 @@ from goan_cli.render.events import (
     StepFinished,
     ignore,
 )
-from goan_cli.render.execution import ResolvedExecution, attention_function, block_calls, resolve_execution
+from goan_cli.render.execution import (
+    ResolvedExecution,
+    attention_function,
+    block_calls,
+    lacking_compiler,
+    resolve_execution,
+)
 from goan_cli.render.identity import bake_recipe
 from goan_cli.render.lora_files import lora_file
 from goan_cli.render.memory import describe
@@ -212,17 +219,21 @@ class Engine:
         """
         wanted = plan.job.execution
         if compiled is not None and wanted.compile is Compile.AUTO:
-            wanted = replace(wanted, compile=Compile.ON if compiled else Compile.OFF)
+            can = compiled and lacking_compiler(self.device) is None
+            wanted = replace(wanted, compile=Compile.ON if can else Compile.OFF)
         own = self.precision.transformer
         return resolve_execution(wanted, self.device, own, steps_ahead=self.steps_ahead)
 
     def check(self, plan: RenderPlan) -> None:
         """Whether what the plan asks for can run here, before anything is loaded.
 
-        Raises EnvironmentFault for a precision, a compiler or an attention kernel that is not to be had.
+        Raises EnvironmentFault for a precision, a compiler or an attention kernel that is not to be had, and for a
+        memory budget that no plan fits.
         """
+        if self.device.type == "cuda" and plan.job.execution.memory is not None:
+            foreseen_memory(plan)
         execution = self.execution_of(plan)
-        block_calls(execution, self.device, None)
+        block_calls(execution, self.device)
         attention_function(execution, self.device)
 
     def _sections(
@@ -281,6 +292,9 @@ class Engine:
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if _is_of_the_compiler(error):
+                first = str(error).strip().split("\n", maxsplit=1)[0]
+                raise RenderFailed(f"torch cannot compile the blocks: {first}", hint="compile: off") from error
             if not _is_out_of_memory(error):
                 raise
             hint = "a smaller size or window needs less; memory: leaves room for other programs"
@@ -301,6 +315,11 @@ def _step_cache_of(plan: RenderPlan) -> MakeCache | None:
     if computes is None:
         return teacache_of(plan.job.sampling)
     return lambda: MagCache(computes=computes)
+
+
+def _is_of_the_compiler(error: BaseException) -> bool:
+    """By where its class is defined, since asking for the class would import the compiler."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """How a job's wish for precision, compilation and attention comes out on a device."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from goan_cli.model.calls import BlockCalls, compiled_calls
 COMPILED = ", compiled"  # as records of an execution say it
 # An estimate, from published figures: compiling takes up to a minute, and saves a tenth of a second to one a step.
 _STEPS_THAT_PAY = 100
+_C_COMPILERS = ("gcc", "clang", "cc")  # as triton looks for them
 _DTYPES = {
     WantedPrecision.FP32: torch.float32,
     WantedPrecision.FP16: torch.float16,
     WantedPrecision.BF16: torch.bfloat16,
 }
+_HALF_ONLY = (AttentionBackend.CUDNN, AttentionBackend.FLASH, AttentionBackend.SAGE)
 _BF16_FROM = 8  # major compute capability
 
 
@@ -56,6 +59,8 @@ def resolve_execution(
     """
     fp8 = wanted.precision is WantedPrecision.FP8
     dtype = _DTYPES.get(wanted.precision, own_dtype)
+    if fp8 and device.type == "cuda" and dtype is torch.float32:
+        dtype = torch.float16  # who keeps weights in eight bits has no room for activations in 32
     if dtype is torch.bfloat16 and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < _BF16_FROM:
         raise EnvironmentFault("precision bf16 needs compute capability 8.0", hint="precision: auto suits the device")
     compiled = wanted.compile is Compile.ON or (
@@ -67,23 +72,27 @@ def resolve_execution(
     return ResolvedExecution(dtype=dtype, fp8=fp8, compiled=compiled, attention=wanted.attention)
 
 
-def block_calls(execution: ResolvedExecution, device: torch.device, cache: Path | None) -> BlockCalls:
-    """The functions that run blocks; compiled ones keep what they compile in the folder `cache`, for later runs.
+def keep_compiled_code(cache: Path) -> None:
+    """Have torch keep what it compiles in the folder `cache`, for later runs, unless the user has said where.
 
-    Raises EnvironmentFault where nothing can compile.
+    Its own place is emptied when the machine starts. Only before the compiler is imported, which sets it itself.
     """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+
+
+def block_calls(execution: ResolvedExecution, device: torch.device) -> BlockCalls:
+    """The functions that run blocks. Raises EnvironmentFault where nothing can compile."""
     if not execution.compiled:
         return BlockCalls()
     if lacking := lacking_compiler(device):
         raise EnvironmentFault(f"compile: on needs {lacking}", hint="install it, or set compile: off")
-    if cache is not None:
-        # torch's default place is emptied when the machine starts.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     return compiled_calls()
 
 
 def attention_function(execution: ResolvedExecution, device: torch.device) -> Attend:
     """The attention that blocks run. Raises EnvironmentFault where it is not to be had."""
+    if execution.dtype is torch.float32 and execution.attention in _HALF_ONLY and device.type == "cuda":
+        raise EnvironmentFault(f"attention {execution.attention} takes 16-bit values only", hint="attention: sdpa")
     return attention(str(execution.attention), device)
 
 
@@ -92,12 +101,13 @@ def lacking_compiler(device: torch.device) -> str | None:
     if device.type == "cuda":
         from torch.utils._triton import has_triton  # noqa: PLC0415 - only who compiles pays for the import
 
-        return None if has_triton() else "triton"
+        if not has_triton():
+            return "triton"
+        return None if os.environ.get("CC") or any(map(shutil.which, _C_COMPILERS)) else "a C compiler such as gcc"
     from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415
-    from torch._inductor.exc import InvalidCxxCompiler  # noqa: PLC0415
 
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler:
+    except RuntimeError:
         return "a C++ compiler such as g++"
     return None

@@ -231,8 +231,7 @@ def _predictor(
     def predict_x0(x: Tensor, sigma: float, step: int) -> Tensor:
         latents = x.to(model.dtype)
         positive, *negative = (
-            model(latents, step=branch.steps[step], context=context, cache=branch.cache).float()
-            for branch in branches
+            model(latents, step=branch.steps[step], context=context, cache=branch.cache).float() for branch in branches
         )
         velocity = positive
         if negative:

@@ -14,7 +14,7 @@ from goan_cli.model.resident import ResidentWeights
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.model.weights import WeightStore, load_transformer
 from goan_cli.render.events import Baked, Event, Note, Stage
-from goan_cli.render.execution import ResolvedExecution, attention_function, block_calls
+from goan_cli.render.execution import ResolvedExecution, attention_function, block_calls, keep_compiled_code
 from goan_cli.render.memory import MemoryPlan
 from goan_cli.render.streaming import BlockStream
 
@@ -45,7 +45,8 @@ class Transformers:
         self, device: torch.device, *, cache: Path | None, stage: InStage, tell: Callable[[Event], None]
     ) -> None:
         self._device = device
-        self._cache = cache
+        if cache is not None:
+            keep_compiled_code(cache)
         self._stage = stage
         self._tell = tell
         self._key: tuple[Path, torch.dtype, bool] | None = None
@@ -80,9 +81,9 @@ class Transformers:
         """
         to_bake = {name for lora in loras for name in lora.adapter.parameters}
         with self._stage(Stage.LOAD):
+            calls, attend = block_calls(execution, self._device), attention_function(execution, self._device)
             loaded = self._placed(pack, execution, memory, to_bake)
-            loaded.model.calls = block_calls(execution, self._device, self._cache)
-            loaded.model.attend = attention_function(execution, self._device)
+            loaded.model.calls, loaded.model.attend = calls, attend
         if loaded.baked != wanted.identity:
             with self._stage(Stage.BAKE):
                 try:

@@ -1,5 +1,7 @@
 """`goan plan` and its table."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -255,3 +257,134 @@ def test_table_with_long_prompts(folder: Path, goan: Goan) -> None:
     out = goan("plan", write_jobs(folder / "shot.yaml", job)).out
     assert all(f"shot-seed={seed}" in out for seed in range(9))
     assert "…" in out
+
+
+# -- how a job is carried out
+
+
+def row_of(out: str, label: str) -> str | None:
+    """What the plan of one job says beside a label, as one line; None where the label is not."""
+    lines = iter(out.splitlines())
+    for line in lines:
+        if line.split("  ")[0] == label:
+            rest = [line.removeprefix(label)]
+            for following in lines:
+                if following[:1].strip():
+                    break
+                rest.append(following)
+            return " ".join(" ".join(rest).split())
+    return None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown_as"),
+    [
+        ("precision", "fp8", "fp8 (approximate)"),
+        ("precision", "bf16", "bf16"),
+        ("compile", "on", "on"),
+        ("compile", True, "on"),
+        ("compile", "off", "off"),
+        ("attention", "sage", "sage (approximate)"),
+        ("attention", "sdpa", "sdpa"),
+        ("decode", "single", "single (cheaper, not FramePack's pixels)"),
+    ],
+)
+def test_what_is_asked_of_the_execution(folder: Path, goan: Goan, key: str, value: object, shown_as: str) -> None:
+    """Each key has a row where it is asked for, and none where it is left to goan."""
+    run = goan("plan", write_jobs(folder / "shot.yaml", {**QUICK, key: value}))
+    assert (run.code, row_of(run.out, key)) == (0, shown_as)
+    rest = {"precision", "compile", "attention", "decode", "memory"} - {key}
+    assert [row_of(run.out, each) for each in rest] == [None] * len(rest)
+    default = {"decode": "overlap"}.get(key, "auto")
+    assert row_of(goan("plan", folder / "shot.yaml", "--set", f"{key}={default}").out, key) is None
+
+
+@pytest.mark.parametrize("memory", ["12GB", "7.5 GiB", "900MB"])
+def test_memory_plan(folder: Path, goan: Goan, memory: str) -> None:
+    """With a budget the plan says what stays on the device, and how much is used in all."""
+    run = goan("plan", write_jobs(folder / "shot.yaml", {**QUICK, "memory": memory}))
+    row = row_of(run.out, "memory")
+    assert run.code == 0
+    assert row is not None
+    assert "all 6 blocks resident" in row
+    assert row.endswith("in all")
+
+
+def test_memory_that_is_too_small(folder: Path, goan: Goan) -> None:
+    """A budget in which nothing fits is told in the plan, with what is needed."""
+    run = goan("plan", write_jobs(folder / "shot.yaml", {**QUICK, "memory": "100MB"}))
+    row = row_of(run.out, "memory")
+    assert row is not None
+    assert "too few" in row
+    assert "the job needs" in row
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown_as"),
+    [
+        ({"step_cache": "teacache"}, "TeaCache, threshold 0.15 (approximate)"),
+        ({"step_cache": {"kind": "teacache", "threshold": 0.3}}, "TeaCache, threshold 0.3 (approximate)"),
+        (
+            {"step_cache": {"kind": "magcache", "threshold": 0.5}, "steps": 25},
+            r"MagCache, threshold 0.5: computes \d+ of 25 steps (approximate)",
+        ),
+        ({"step_cache": "off"}, "off"),
+    ],
+)
+def test_step_caches(folder: Path, goan: Goan, settings: dict[str, object], shown_as: str) -> None:
+    """A step cache is shown with its threshold, MagCache with the steps that it computes."""
+    row = row_of(goan("plan", write_jobs(folder / "shot.yaml", {**QUICK, **settings})).out, "step cache")
+    assert row is not None
+    pattern = re.escape(shown_as).replace(re.escape(r"\d+"), r"(\d+)")
+    found = re.fullmatch(pattern, row)
+    assert found
+    assert all(1 < int(count) < 25 for count in found.groups())
+
+
+def test_magcache_without_a_calibration(folder: Path, goan: Goan) -> None:
+    """MagCache for steps that were not calibrated is refused at its line, with the command that calibrates them."""
+    path = write_jobs(folder / "shot.yaml", {**QUICK, "step_cache": "magcache", "steps": 7})
+    run = goan("plan", path)
+    line = path.read_text(encoding="utf-8").splitlines().index("step_cache: magcache") + 1
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith(f"error: {path}:{line}: step_cache: ")
+    assert "no calibration of MagCache for 7 steps" in run.err
+    assert "goan bench --calibrate --model tiny --steps 7" in run.err
+
+
+def test_wrong_memory(folder: Path, goan: Goan) -> None:
+    """An amount that is none is refused at its line."""
+    path = write_jobs(folder / "shot.yaml", {**QUICK, "memory": "12 apples"})
+    run = goan("plan", path)
+    line = path.read_text(encoding="utf-8").splitlines().index("memory: 12 apples") + 1
+    assert run.code == 2
+    assert run.err == f"error: {path}:{line}: memory: must be auto or a size such as 12GB, not '12 apples'\n"
+
+
+def test_execution_in_the_sidecar(folder: Path, goan: Goan) -> None:
+    """What was asked for is in the sidecar's settings, and what came of it in its record; so `plan` finds it done."""
+    asked = {
+        "precision": "fp8",
+        "compile": "off",
+        "attention": "sdpa",
+        "memory": "12GB",
+        "decode": "single",
+        "step_cache": {"kind": "magcache", "threshold": 0.5},
+        "steps": 8,
+    }
+    path = write_jobs(folder / "shot.yaml", {**QUICK, **asked})
+    assert goan("render", path, "--device", "cpu").code == 0
+    sidecar = json.loads((folder / "renders" / "shot.json").read_text(encoding="utf-8"))
+    settings = {**asked, "memory": "12000000000B"}
+    assert {key: sidecar["settings"][key] for key in asked} == settings
+    assert (sidecar["dtype"], sidecar["compiled"], sidecar["memory"]) == ("fp8 linears, float32", False, None)
+    (computed,) = sidecar["computed_steps"]
+    assert computed[0] == 0
+    assert len(computed) < 8
+    (machine,) = sidecar["machines"]
+    assert machine.startswith("cpu, fp8 linears, float32, sdpa attention, torch ")
+    assert state_of(goan("plan", path).out) == "uptodate"
+    for same in ("memory=6GB", "attention=cudnn", "compile=on"):
+        assert state_of(goan("plan", path, "--set", same).out) == "uptodate"
+    for other in ("precision=fp32", "attention=sage", "decode=overlap", "step_cache=off"):
+        assert state_of(goan("plan", path, "--set", other).out).startswith("new")

@@ -5,10 +5,24 @@ from typing import Any
 
 import pytest
 
-from goan_cli.jobs.job import Gate, Gates, Job, ModelDefaults, StepCache, Variant
+from goan_cli.jobs.job import (
+    AttentionBackend,
+    Compile,
+    DecodeMode,
+    Execution,
+    Gate,
+    Gates,
+    Job,
+    ModelDefaults,
+    StepCache,
+    StepCacheKind,
+    Variant,
+    WantedPrecision,
+)
 from goan_cli.jobs.load import load_requests
 from goan_cli.jobs.resolve import resolve_job
 from goan_cli.jobs.sections import Family
+from goan_cli.output.sidecar import settings_of
 from tests.conftest import MINIMAL, write_jobs
 
 FULL_SIZE = ModelDefaults(family=Family.INVERTED, window=9, steps=25, resolution=640)
@@ -155,3 +169,132 @@ def test_missing_files_are_all_named(folder: Path) -> None:
     job, problems = resolve_job(request, FULL_SIZE)
     assert job is None
     assert sorted(problem.key or "" for problem in problems) == ["image", "loras[0].path", "loras[2].path", "prompt"]
+
+
+# -- how a job is carried out
+
+
+def test_execution_by_default(folder: Path) -> None:
+    """A job that says nothing leaves everything to the device, without a budget, and decodes as FramePack does."""
+    job = resolved(folder, dict(MINIMAL))
+    assert job.execution == Execution(
+        precision=WantedPrecision.AUTO, compile=Compile.AUTO, attention=AttentionBackend.AUTO, memory=None
+    )
+    assert job.decode is DecodeMode.OVERLAP
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("precision", "fp8", Execution(precision=WantedPrecision.FP8)),
+        ("compile", "on", Execution(compile=Compile.ON)),
+        ("compile", "off", Execution(compile=Compile.OFF)),
+        ("compile", True, Execution(compile=Compile.ON)),
+        ("compile", False, Execution(compile=Compile.OFF)),
+        ("attention", "cudnn", Execution(attention=AttentionBackend.CUDNN)),
+        ("memory", "12GB", Execution(memory=12 * 10**9)),
+        ("memory", "7.5 GiB", Execution(memory=15 << 29)),
+        ("memory", "800MB", Execution(memory=8 * 10**8)),
+        ("memory", "auto", Execution()),
+    ],
+)
+def test_execution_of_a_job(folder: Path, key: str, value: object, expected: Execution) -> None:
+    """Each key of the execution ends in its place and in no other."""
+    assert resolved(folder, {**MINIMAL, key: value}).execution == expected
+
+
+@pytest.mark.parametrize("line", ["compile: on", "compile: true", "compile: 'on'"])
+def test_on_in_a_file(folder: Path, line: str) -> None:
+    """However a file spells it, on is on."""
+    text = f"image: start.png\nprompt: a ball\nsections: 1\n{line}\n"
+    (request,), problems = load_requests([write_jobs(folder / "shot.yaml", text)])
+    assert problems == []
+    job, problems = resolve_job(request, FULL_SIZE)
+    assert problems == []
+    assert job is not None
+    assert job.execution.compile is Compile.ON
+
+
+def test_layers_of_the_execution(folder: Path) -> None:
+    """A job's key stands above the file's defaults, and `auto` in it takes them back."""
+    content = {
+        "defaults": {**MINIMAL, "precision": "fp8", "memory": "8GB", "compile": True, "decode": "single"},
+        "jobs": [
+            {},
+            {"precision": "auto", "memory": "auto", "compile": "auto", "decode": "overlap"},
+            {"memory": "6GB"},
+        ],
+    }
+    requests, problems = load_requests([write_jobs(folder / "shots.yaml", content)])
+    assert problems == []
+    first, second, third = (resolve_job(request, FULL_SIZE)[0] for request in requests)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert first.execution == Execution(precision=WantedPrecision.FP8, memory=8 * 10**9, compile=Compile.ON)
+    assert first.decode is DecodeMode.SINGLE
+    assert second.execution == Execution()
+    assert second.decode is DecodeMode.OVERLAP
+    assert third.execution == Execution(precision=WantedPrecision.FP8, memory=6 * 10**9, compile=Compile.ON)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cache"),
+    [
+        ("teacache", StepCache(kind=StepCacheKind.TEACACHE, threshold=0.15)),
+        ("magcache", StepCache(kind=StepCacheKind.MAGCACHE, threshold=0.1)),
+        ({"kind": "magcache", "threshold": 0.2}, StepCache(kind=StepCacheKind.MAGCACHE, threshold=0.2)),
+        ({"kind": "off", "threshold": 0.2}, None),
+        (False, None),
+    ],
+)
+def test_step_caches(folder: Path, asked: object, cache: StepCache | None) -> None:
+    """Each kind of step cache has a threshold of its own where the job names none."""
+    assert resolved(folder, {**MINIMAL, "step_cache": asked}).sampling.step_cache == cache
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("precision", "int8", "must be 'auto', 'fp32', 'fp16', 'bf16' or 'fp8', not 'int8'"),
+        ("compile", "yes", "must be 'auto', 'on' or 'off', not 'yes'"),
+        ("attention", "flex", "must be 'auto', 'sdpa', 'cudnn', 'flash' or 'sage', not 'flex'"),
+        ("attention", False, "must be 'auto', 'sdpa', 'cudnn', 'flash' or 'sage', not false"),
+        ("memory", "12", "must be auto or a size such as 12GB, not '12'"),
+        ("memory", 12, "must be auto or a size such as 12GB, not 12"),
+        ("decode", "tiled", "must be 'overlap' or 'single', not 'tiled'"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(folder: Path, key: str, value: object, problem: str) -> None:
+    """A wrong value is a problem with file, line and key, and the values that are right."""
+    path = write_jobs(folder / "shot.yaml", {**MINIMAL, key: value, "seed": 1})
+    _, problems = load_requests([path])
+    assert [str(each) for each in problems] == [f"{path}:{len(MINIMAL) + 1}: {key}: {problem}"]
+
+
+def test_a_matrix_of_executions(folder: Path) -> None:
+    """The keys can be axes, for comparing them."""
+    axes = {"precision": ["fp32", "fp8"], "compile": ["on", "off"]}
+    requests, problems = load_requests([write_jobs(folder / "shot.yaml", {**MINIMAL, "matrix": axes})])
+    assert problems == []
+    jobs = [resolve_job(request, FULL_SIZE)[0] for request in requests]
+    made = [(str(job.execution.precision), str(job.execution.compile), job.name) for job in jobs if job]
+    assert made == [
+        (precision, compiled, f"shot-precision={precision}-compile={compiled}")
+        for precision in axes["precision"]
+        for compiled in axes["compile"]
+    ]
+
+
+@pytest.mark.parametrize("asked", ["auto", "12GB", "7.5GiB", "800MB", "1B"])
+def test_settings_make_the_same_execution(folder: Path, asked: str) -> None:
+    """A sidecar's settings, read as a job again, make the same execution, decode and step cache, to the last byte."""
+    keys = {"memory": asked, "precision": "bf16", "compile": "off", "attention": "sage", "decode": "single"}
+    job = resolved(folder, {**MINIMAL, **keys, "step_cache": {"kind": "magcache", "threshold": 0.05}})
+    settings = settings_of(job)
+    assert {key: settings[key] for key in keys if key != "memory"} == {
+        key: value for key, value in keys.items() if key != "memory"
+    }
+    again = resolved(folder, settings)
+    assert (again.execution, again.decode) == (job.execution, job.decode)
+    assert again.sampling == job.sampling

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from goan_cli.jobs.schema import GatesSpec, JobEntry, JobSpec, LoraSpec, OutputSpec, StepCacheSpec, json_schema
+from goan_cli.jobs.schema import (
+    GatesSpec,
+    JobEntry,
+    JobSpec,
+    LoraSpec,
+    OutputSpec,
+    StepCacheSpec,
+    json_schema,
+    memory_bytes,
+)
 
 SCHEMA = json_schema()
 # The vocabulary of draft 2020-12 that a schema like this one can need.
@@ -322,3 +331,84 @@ def test_schema_of_one_job_has_every_key() -> None:
     assert not accepts(SCHEMA, {"version": 2, "prompt": "x"})
     assert not accepts(SCHEMA, {"jobs": [], "version": 1})
     assert not accepts(SCHEMA, {"jobs": [{}], "prompt": "x"})
+
+
+# -- how a job is carried out
+
+EXECUTION: Mapping[str, tuple[str, ...]] = {
+    "precision": ("auto", "fp32", "fp16", "bf16", "fp8"),
+    "compile": ("auto", "on", "off"),
+    "attention": ("auto", "sdpa", "cudnn", "flash", "sage"),
+    "decode": ("overlap", "single"),
+}
+
+
+@pytest.mark.parametrize(("key", "words"), EXECUTION.items())
+def test_words_of_the_execution(key: str, words: tuple[str, ...]) -> None:
+    """Each key has its words, null as if it were absent, and no others: neither in other cases nor as booleans."""
+    for value in (*words, None):
+        assert getattr(JobSpec.model_validate({key: value}), key) == value
+        assert accepts(SCHEMA, {"jobs": [{key: value}], "defaults": {key: value}})
+    for wrong in ("", words[-1].upper(), f"{words[0]} ", "none", 1, 0, 1.0, [words[0]]):
+        with pytest.raises(ValidationError):
+            JobSpec.model_validate({key: wrong})
+        assert not accepts(SCHEMA, {key: wrong})
+    for flag in (True, False):
+        if key != "compile":
+            with pytest.raises(ValidationError):
+                JobSpec.model_validate({key: flag})
+
+
+@pytest.mark.parametrize(("flag", "word"), [(True, "on"), (False, "off")])
+def test_compile_as_a_boolean(flag: bool, word: str) -> None:
+    """`compile: true` and `compile: false` are what they seem, as older YAML reads on and off."""
+    assert JobSpec.model_validate({"compile": flag}).compile == word
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("auto", None),
+        ("12GB", 12_000_000_000),
+        ("7.5GiB", 15 << 29),
+        ("7.5 GiB", 15 << 29),
+        ("800MB", 800_000_000),
+        ("512 MiB", 512 << 20),
+        ("8053063680B", 8_053_063_680),
+        (" 12  gb ", 12_000_000_000),
+        ("6mib", 6 << 20),
+        (None, None),
+    ],
+)
+def test_memory(text: str | None, size: int | None) -> None:
+    """A budget is a number with its unit, in tens or in twos; auto and nothing are no budget."""
+    assert JobSpec.model_validate({"memory": text}).memory == text
+    assert memory_bytes(text) == size
+    assert accepts(SCHEMA, {"memory": text})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "12", "GB", "B", "12 gigabytes", "12G", "-12GB", "+12GB", "1e3GB", ".5GB", "12.GB", "0GB", "0.0 MB"),
+        *("0.4B", "AUTO", "1_000MB", "1,5GB", "1 2GB", "nanGB", "infGB", "\uff11\uff12GB", "12 GB of it"),
+        *(12, 12.5, 0, True, ["12GB"], {"gpu": "12GB"}),
+        pytest.param("9" * 400 + "GB", id="a number beyond all floats"),
+    ],
+)
+def test_memory_that_is_none(value: object) -> None:
+    """Whatever else is refused in the same words, and not by an error of its own."""
+    with pytest.raises(ValidationError, match="must be auto or a size such as 12GB, not ") as caught:
+        JobSpec.model_validate({"memory": value})
+    assert len(caught.value.errors()) == 1
+
+
+@pytest.mark.parametrize("kind", ["teacache", "magcache"])
+def test_kinds_of_step_cache(kind: str) -> None:
+    """A step cache is a word, or keys in which the threshold may be left to the kind."""
+    for value in (kind, {"kind": kind}, {"kind": kind, "threshold": None}):
+        cache = JobSpec.model_validate({"step_cache": value}).step_cache
+        assert cache == StepCacheSpec(kind=kind, threshold=None)
+        assert accepts(SCHEMA, {"step_cache": value})
+    with pytest.raises(ValidationError, match="must be off, teacache, magcache"):
+        JobSpec.model_validate({"step_cache": True})

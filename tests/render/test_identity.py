@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import goan_cli.render.identity as identity_module
 from goan_cli.errors import InvalidInput
 from goan_cli.jobs.load import request_from_settings, settings_document
+from goan_cli.model.magnitudes import Magnitudes, write_magnitudes
 from goan_cli.model.pack import find_pack
 from goan_cli.render.identity import bake_recipe, job_identity, latents_identity, lora_source
 from goan_cli.render.plan import RenderPlan, plan_renders
@@ -314,3 +315,80 @@ def test_source_of_a_lora(tmp_path: Path) -> None:
     after = lora_source(plan.loras[1])
     assert before.sha256 != after.sha256
     assert replace(before, sha256=after.sha256) == after
+
+
+# How it is carried out --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        *(pytest.param(_keys(precision=word), LATENTS, id=word) for word in ("fp32", "fp16", "bf16", "fp8")),
+        pytest.param(_keys(attention="sage"), LATENTS, id="sage"),
+        pytest.param(_keys(decode="single"), VIDEO, id="single decode"),
+        pytest.param(_keys(precision="auto"), NOTHING, id="the device's precision"),
+        *(pytest.param(_keys(attention=word), NOTHING, id=word) for word in ("auto", "sdpa", "cudnn", "flash")),
+        *(pytest.param(_keys(compile=word), NOTHING, id=f"compile {word}") for word in ("auto", "on", "off")),
+        *(pytest.param(_keys(memory=size), NOTHING, id=size) for size in ("auto", "24GB", "6GB", "800MB")),
+        pytest.param(_keys(decode="overlap"), NOTHING, id="overlapped decode"),
+    ],
+)
+def test_what_of_the_execution_decides(tmp_path: Path, change: Change, same: tuple[bool, bool]) -> None:
+    """What changes the output by more than rounding decides; where it runs, and by which exact kernel, does not."""
+    plan = _plan(tmp_path)
+    other = _plan(tmp_path, name="other", **change(tmp_path))
+    found = latents_identity(other) == latents_identity(plan), job_identity(other) == job_identity(plan)
+    assert found == same
+
+
+def test_executions_that_decide_are_told_apart(tmp_path: Path) -> None:
+    """Every precision, sage, and every step cache has latents of its own, also together."""
+    keys: list[dict[str, Any]] = [
+        *({"precision": word} for word in ("auto", "fp32", "fp16", "bf16", "fp8")),
+        {"attention": "sage"},
+        {"attention": "sage", "precision": "fp8"},
+        *({"step_cache": {"kind": kind, "threshold": 0.1}} for kind in ("teacache", "magcache")),
+    ]
+    identities = [latents_identity(_plan(tmp_path, steps=8, **each)) for each in keys]
+    assert len(set(identities)) == len(keys)
+
+
+def _calibrated(folder: Path, ratios: list[float], *, steps: int = 4) -> Path:
+    """A pack of the tiny one's parts, with a calibration of MagCache beside its manifest."""
+    manifest = write_tiny_manifest(folder / "pack.yaml")
+    write_magnitudes(
+        find_pack(str(manifest)),
+        Magnitudes(
+            transformer=find_pack("tiny").identity_of("transformer"),
+            window=2,
+            shift=3.0,
+            samples=2,
+            spread=0.0,
+            ratios=tuple(ratios),
+        ),
+    )
+    assert len(ratios) == steps
+    return manifest
+
+
+def test_computed_steps_of_magcache(tmp_path: Path) -> None:
+    """Of a calibration the steps decide that are computed for it, and not the ratios that led to them."""
+    settings: dict[str, Any] = {"steps": 4, "step_cache": {"kind": "magcache", "threshold": 0.1}}
+    manifest = _calibrated(tmp_path, [1.0, 0.99, 0.98, 0.97])
+    first = _plan(tmp_path, model=str(manifest), **settings)
+    _calibrated(tmp_path, [1.0, 0.985, 0.985, 0.97])
+    same = _plan(tmp_path, model=str(manifest), **settings)
+    assert first.computes == same.computes == (0, 3)
+    assert latents_identity(first) == latents_identity(same)
+    _calibrated(tmp_path, [1.0, 0.5, 0.98, 0.97])
+    other = _plan(tmp_path, model=str(manifest), **settings)
+    assert other.computes == (0, 1, 3)
+    assert latents_identity(other) != latents_identity(first)
+    plain = _plan(tmp_path, model=str(manifest), steps=4)
+    assert plain.computes is None
+
+
+def test_recipes_are_of_no_precision(tmp_path: Path) -> None:
+    """The weights' recipe is the same in every precision: what is baked is the pristine weights."""
+    plans = [_plan(tmp_path, precision=word) for word in ("auto", "bf16", "fp8")]
+    assert len({bake_recipe(plan).identity for plan in plans}) == 1
