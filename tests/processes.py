@@ -20,7 +20,8 @@ Event = dict[str, Any]
 _PATIENCE = 120.0  # seconds until a test gives up on something that should happen
 _POLL = 0.001
 _FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(["goan_cli.cli.app", "goan_cli.batch.run", "rich.progress"])
+# The libraries that encoders and VAE load with too: a fork would import them for seconds, each anew.
+_FORKING.set_forkserver_preload(["goan_cli.cli.app", "goan_cli.batch.run", "goan_cli.render.loading", "rich.progress"])
 # What changes a folder, as Python tells its audit hooks of it before it happens.
 _CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "subprocess.Popen")
 
