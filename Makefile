@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo smoke test check format tiny tiny-eval picture bench-lora bench-batch bench-peers bench-startup clean
+.PHONY: help install demo smoke test test-cuda check format tiny tiny-eval picture bench-lora bench-batch bench-peers bench-startup clean
 help:
 	@echo "make demo    install, render the quick start, and say where the video is"
 	@echo "make test    install, and run the whole default test suite"
+	@echo "make test-cuda   the tests that need a GPU"
 	@echo "make check   ruff, ruff format, mypy --strict, import-linter"
 	@echo "make format  let ruff format and fix what it can"
 	@echo "make smoke   render a small clip and check what it shows"
@@ -36,6 +37,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-cuda: $(INSTALLED)
+	$(BIN)/python -m pytest tests/cuda -rs
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -68,11 +68,6 @@ def _lines(file: Path) -> list[str]:
         return []
 
 
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def reset_peak(device: torch.device) -> None:
     """Have `peak_bytes` begin anew; on a CPU it cannot."""
     if device.type == "cuda":

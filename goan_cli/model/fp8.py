@@ -152,5 +152,6 @@ def _row_codes(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of `(n, values)` and scales `(n, 1)` in fp32."""
     # The norm of infinite order: the largest magnitude, in one pass and without a copy of the magnitudes.
     largest = torch.linalg.vector_norm(rows, math.inf, dim=-1, keepdim=True)
-    scale = (largest.float() / _LARGEST).clamp_min(_SMALLEST_SCALE)
+    # By a tensor: a GPU would multiply by the reciprocal of a number, and differ from a CPU in the last place.
+    scale = (largest.float() / largest.new_full((), _LARGEST, dtype=torch.float32)).clamp_min(_SMALLEST_SCALE)
     return (rows / scale).to(E4M3), scale

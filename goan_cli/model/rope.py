@@ -35,7 +35,8 @@ class Rope:
 
     def with_text(self, tokens: int) -> "Rope":
         """The same tables followed by `tokens` text rows, which are not rotated."""
-        still = self.table.new_tensor((1.0, 0.0)).expand(tokens, self.table.shape[1], 2)
+        still = self.table.new_zeros((tokens, *self.table.shape[1:]))
+        still[..., 0].fill_(1.0)  # made on the device: a copy from the host would wait for it, at every step
         return Rope(table=torch.cat((self.table, still)))
 
     def rows(self, kept: slice) -> "Rope":

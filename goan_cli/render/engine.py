@@ -94,6 +94,7 @@ class Engine:
         precision: Precision | None = None,
     ) -> None:
         self.device = choose_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is asked for where it matters, and 10 bits are not it
         self.precision = precision or precision_for(self.device)
         self.listener = listener
         self.previews = previews

@@ -21,6 +21,7 @@ from goan_cli.render.memory import SLOTS, aligned
 
 # The children of a block that only tables are made with: they stay where they are.
 _CONDITIONING = ("norm1", "norm1_context", "norm")
+_PAGE = 4096
 _PORTABLE = 1  # cudaHostRegisterPortable
 
 
@@ -120,7 +121,7 @@ class _Slab:
     def __init__(self, block: nn.Module, *, pin_for: torch.device | None) -> None:
         self.block = block
         self.layout = _layout_of(block)
-        self.memory = torch.empty(self.layout.bytes, dtype=torch.uint8)
+        self.memory = _pages(self.layout.bytes)
         self.adopt()
         self.pinned = False
         if pin_for is not None and _pinned(self.memory, pin_for):
@@ -338,6 +339,14 @@ def _shell(slab: _Slab, memory: Tensor) -> nn.Module:
         tensors[id(tensor)] = nn.Parameter(made, requires_grad=False) if is_parameter else made
     # deepcopy takes what it finds here for copied already.
     return copy.deepcopy(slab.block, tensors)
+
+
+def _pages(size: int) -> Tensor:
+    """Main memory that begins a page, since pages are locked whole and each by one slab only."""
+    pages = -(-size // _PAGE) * _PAGE
+    memory = torch.empty(pages + _PAGE, dtype=torch.uint8)
+    start = -memory.data_ptr() % _PAGE
+    return memory[start : start + size]
 
 
 def _pinned(memory: Tensor, device: torch.device) -> bool:

@@ -127,10 +127,10 @@ class Transformers:
             blocks = tuple(loaded.model.own_blocks())
             loaded.stream = BlockStream(blocks, memory.resident, self._device)
             loaded.model.block_source = loaded.stream
+            if loaded.stream.note is not None:
+                self._tell(Note(text=loaded.stream.note))
         elif loaded.stream is not None:
             loaded.stream.arrange(memory.resident)
-        if loaded.stream is not None and loaded.stream.note is not None:
-            self._tell(Note(text=loaded.stream.note))
 
     def _bake(self, loaded: _Loaded, loras: Sequence[LoraFile], wanted: BakeRecipe, to_bake: set[str]) -> None:
         """Bring the weights from the recipe they hold to the wanted one, from pristine bytes."""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers.hooks import apply_group_offloading
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -208,6 +207,8 @@ def streamed_step(setting: Setting, resident: Sequence[bool]) -> Prepared:
 
 def offloaded_step(setting: Setting) -> Prepared:
     """diffusers' group offloading, each block a group, in its fastest form."""
+    from diffusers.hooks import apply_group_offloading  # noqa: PLC0415 - the other rows need no diffusers
+
     model = random_model(setting, (False,) * len(setting.resident))
     blocks, on_cuda = Blocks(model), setting.device.type == "cuda"
     apply_group_offloading(
