@@ -1,5 +1,6 @@
 """What many tests need: a folder with a start image and a LoRA, and what planning says of a job file."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from safetensors.numpy import save_file
 from goan_cli.errors import InvalidJobs
 from goan_cli.jobs.load import load_requests, settings_document
 from goan_cli.render.plan import RenderPlan, plan_renders
+from goan_cli.tiny.training import SAFE_ISA
 from tests.helpers import TINY_CONFIG
+
+# As `make tiny` does, and before oneDNN is first used: with AMX it gets gradients of bf16 convolutions wrong.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", SAFE_ISA)
 
 # The tests' tensors are too small to share out, and threads that wait for one another on a busy machine make
 # the tiny pack's renders fifty times slower.

@@ -6,6 +6,7 @@ Each stage keeps its state in BUILD_FOLDER, so a run that was stopped goes on wh
 import hashlib
 import json
 import logging
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from goan_cli.jobs.sections import Family
 from goan_cli.tiny import autoencoder, loras, transformer
 from goan_cli.tiny.clips import encode_captions, load_clips, training_scenes
 from goan_cli.tiny.parts import PACK, write_autoencoder, write_encoders, write_transformer
-from goan_cli.tiny.training import SEED, Schedule
+from goan_cli.tiny.training import SAFE_ISA, SEED, Schedule
 
 # What decides the weights, beside the model and the sampler themselves.
 _CODE = ("autoencoder", "clips", "loras", "palette", "parts", "tokenizers", "train", "training", "transformer", "world")
@@ -66,5 +67,6 @@ def _stage(schedule: Schedule, figures: dict[str, float]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", SAFE_ISA)  # before oneDNN is first used
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     train_pack(Path(sys.argv[1]))
