@@ -177,11 +177,12 @@ def measured_peak(model: PackedTransformer, *, text: int) -> int:
     return peak + kept
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp32", 1.25), ("bf16", 1.25), ("fp8", 1.6)])
-def test_activations_cover_a_step(precision: str, most: float) -> None:
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1.25), ("bf16", 1.25), ("fp8", None)])
+def test_activations_cover_a_step(precision: str, most: float | None) -> None:
     """The estimate is not less than what a step allocates, nor much more.
 
-    In fp8 it is for devices that quantise activations; a CPU widens weights, which takes less.
+    In fp8 it is for devices that quantise activations. A CPU widens weights, which takes less; how much less says
+    nothing of the estimate.
     """
     config = dataclasses.replace(SMALL, num_attention_heads=4, attention_head_dim=64, rope_axes_dim=(16, 24, 24))
     model = random_transformer(config)
@@ -191,7 +192,8 @@ def test_activations_cover_a_step(precision: str, most: float) -> None:
         use_fp8(model)
     tokens = Tokens(noisy=7 * 256, clean=2 * 256, image=20, text=44)
     estimate, measured = activation_bytes(config, precision, tokens), measured_peak(model, text=44)
-    assert measured <= estimate <= measured * most
+    assert measured <= estimate
+    assert most is None or estimate <= measured * most
 
 
 def test_activations_of_the_usual_size() -> None:
