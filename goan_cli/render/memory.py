@@ -304,7 +304,9 @@ def activation_bytes(config: TransformerConfig, precision: str, tokens: Tokens, 
     if precision == "fp8":
         values = everything * (width + inner)
         before_last = 4 * everything * width * wide + everything * inner * wide + values * wide
-        quantised = before_last + values + min(values * _FP32, _QUANTISED_AT_ONCE)
+        # Quotients, and where the device casts before it divides, what is divided.
+        scales = 3 * everything * _FP32  # and what they are made from
+        quantised = before_last + values + scales + 2 * min(values * _FP32, _QUANTISED_AT_ONCE)
         widened = before_last + everything * width * wide + width * (width + inner) * (_FP32 + wide)
         single = max(single, quantised, widened)
     return held + ropes + max(double, single)
