@@ -6,13 +6,12 @@ Raised anywhere; only `goan_cli.cli` turns one into a message and an exit.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 
 class GoanError(Exception):
     """A failure with one clear message, an optional hint, and the exit code of its kind."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -55,15 +54,23 @@ class EnvironmentFault(GoanError):
     exit_code = 3
 
 
+class MissingModel(EnvironmentFault):
+    """Parts of a model are nowhere on this machine; the hint has the command that gets them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing wrong with the input, and where: `file:line: key: message (hint)`."""
+    """One thing wrong with the input, and where: `file:line: key: message (hint)`.
+
+    `environment` is for what the machine lacks: the input is right.
+    """
 
     message: str
     file: Path | None = None
     line: int | None = None
     key: str | None = None
     hint: str | None = None
+    environment: bool = False
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else str(self.file or "")
@@ -72,7 +79,7 @@ class Problem:
 
 
 class InvalidJobs(InvalidInput):
-    """All the problems of the given job files at once."""
+    """All the problems of the given job files at once; where the machine alone is to blame, an environment's code."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         # In the order of the files, each problem once.
@@ -81,3 +88,5 @@ class InvalidJobs(InvalidInput):
             sorted(dict.fromkeys(problems), key=lambda problem: (order[problem.file], problem.line or 0))
         )
         super().__init__("\n".join(str(problem) for problem in self.problems))
+        if self.problems and all(problem.environment for problem in self.problems):
+            self.exit_code = EnvironmentFault.exit_code

@@ -45,6 +45,16 @@ def embedding_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     return cache
 
 
+@pytest.fixture(autouse=True)
+def models_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No models and settings but the test's own."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("GOAN_CONFIG", str(home / "config"))
+    monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
+    for variable in ("GOAN_MODELS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, holding a start image and a LoRA for the tiny model."""

@@ -18,8 +18,8 @@ from goan_cli.lora.adapter import Shapes, read_adapter
 from goan_cli.lora.bake import LoraFile
 from goan_cli.lora.report import LoraSource
 from goan_cli.model.config import TransformerConfig, read_config
-from goan_cli.model.pack import find_pack
 from goan_cli.model.transformer import PackedTransformer
+from goan_cli.packs.find import find_pack
 from goan_cli.render.plan import RenderPlan, plan_renders
 
 CPU = torch.device("cpu")

@@ -21,9 +21,9 @@ from goan_cli.lora.report import BakeRecipe, LoraSource
 from goan_cli.model.checkpoint import read_checkpoint, read_json
 from goan_cli.model.config import TransformerConfig, read_config
 from goan_cli.model.fp8 import E4M3, widened
-from goan_cli.model.pack import Pack
 from goan_cli.model.resident import ResidentWeights
 from goan_cli.model.transformer import PackedTransformer
+from goan_cli.packs.pack import Pack
 from goan_cli.render.events import Stage, ignore
 from goan_cli.render.execution import ResolvedExecution, attention_function, block_calls, keep_compiled_code
 from goan_cli.render.memory import MemoryPlan
@@ -114,11 +114,11 @@ SYNTHETIC = MappingProxyType(
 
 def shape_of(pack: Pack) -> SubjectShape:
     """A pack's transformer, with the pack's own size and window."""
-    vision = read_json(pack.image_encoder / "config.json")
+    vision = read_json(pack.config_of("image_encoder"))
     height, width = nearest_bucket(608, 640, pack.resolution)
     return SubjectShape(
         name=pack.name,
-        config=read_config(pack.transformer),
+        config=read_config(pack.config_of("transformer")),
         family=Family(pack.family),
         size=(width, height),
         window=pack.window,

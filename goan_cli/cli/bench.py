@@ -14,8 +14,8 @@ from goan_cli.jobs.job import AttentionBackend, Compile, Execution, WantedPrecis
 
 if TYPE_CHECKING:
     from goan_cli.bench.measure import BenchResult
-    from goan_cli.model.magnitudes import Magnitudes
-    from goan_cli.model.pack import Pack
+    from goan_cli.packs.magnitudes import Magnitudes
+    from goan_cli.packs.pack import Pack
     from goan_cli.render.plan import RenderPlan
 
 _STEPS = 10
@@ -111,7 +111,7 @@ def _measure(asked: _Asked, *, as_json: bool) -> None:
     from goan_cli.bench.subjects import PackSubject, Subject, SyntheticSubject
     from goan_cli.cli.terminal import make_console
     from goan_cli.files import cache_folder
-    from goan_cli.model.pack import find_pack
+    from goan_cli.packs.find import find_pack
     from goan_cli.render.device import choose_device
 
     device = choose_device(asked.device)
@@ -186,8 +186,8 @@ def _count(count: int) -> str:
 def _calibrate(asked: _Asked, *, as_json: bool) -> None:
     import tempfile
 
-    from goan_cli.model.magnitudes import write_magnitudes
-    from goan_cli.model.pack import find_pack
+    from goan_cli.packs.find import find_pack
+    from goan_cli.packs.magnitudes import write_magnitudes
 
     if asked.synthetic is not None:
         raise InvalidInput("--calibrate is for a pack", hint="random weights have nothing to calibrate")
@@ -202,7 +202,8 @@ def _calibrate(asked: _Asked, *, as_json: bool) -> None:
 
 def _plans(asked: _Asked, pack: "Pack", folder: Path) -> "list[RenderPlan]":
     """The videos to calibrate with: of every image with every prompt, or of the tiny packs' own scenes."""
-    from goan_cli.model.pack import SHIPPED, find_pack
+    from goan_cli.packs.find import find_pack
+    from goan_cli.packs.manifest import EMBEDDED
 
     model, steps = asked.model or "tiny", asked.steps or pack.steps
     if asked.images and asked.prompts:
@@ -210,7 +211,7 @@ def _plans(asked: _Asked, pack: "Pack", folder: Path) -> "list[RenderPlan]":
     if asked.images or asked.prompts:
         raise InvalidInput("--calibrate needs both --image and --prompt")
     transformer = pack.identity_of("transformer")
-    if transformer not in {find_pack(name).identity_of("transformer") for name in SHIPPED}:
+    if transformer not in {find_pack(name).identity_of("transformer") for name in EMBEDDED}:
         raise InvalidInput(
             f"--calibrate: {pack.name} has no scenes of its own", hint="give --image and --prompt, as in a job"
         )
@@ -252,7 +253,7 @@ def _refuse_unwritable(pack: "Pack") -> None:
     """Raise EnvironmentFault where the calibration could not be kept: before minutes are spent on it."""
     import tempfile
 
-    from goan_cli.model.magnitudes import magnitudes_file
+    from goan_cli.packs.magnitudes import magnitudes_file
 
     file = magnitudes_file(pack)
     try:
@@ -289,7 +290,7 @@ def _tell_written(pack: "Pack", magnitudes: "Magnitudes", *, as_json: bool) -> N
     from goan_cli.cli.terminal import make_console
     from goan_cli.jobs.job import StepCacheKind
     from goan_cli.jobs.resolve import DEFAULT_THRESHOLDS
-    from goan_cli.model.magnitudes import magnitudes_file, steps_to_compute
+    from goan_cli.packs.magnitudes import magnitudes_file, steps_to_compute
 
     file, threshold = magnitudes_file(pack), DEFAULT_THRESHOLDS[StepCacheKind.MAGCACHE]
     computed = steps_to_compute(magnitudes.ratios, threshold=threshold)

@@ -16,7 +16,7 @@ def bake(
 ) -> None:
     """Write a transformer with LoRAs baked in, in the checkpoint's dtype, sharded as its source is."""
     from goan_cli.cli.terminal import make_console
-    from goan_cli.model.pack import find_pack
+    from goan_cli.packs.find import find_pack
     from goan_cli.render.export import write_baked
     from goan_cli.render.plan import match_loras
 

@@ -18,7 +18,7 @@ def convert(
     from goan_cli.lora.convert import Layout
     from goan_cli.lora.convert import convert as write
     from goan_cli.model.checkpoint import read_checkpoint
-    from goan_cli.model.pack import find_pack
+    from goan_cli.packs.find import find_pack
 
     if out.resolve() == file.resolve():
         raise InvalidInput(f"--out {out}: is the file itself")

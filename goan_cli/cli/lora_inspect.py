@@ -52,7 +52,7 @@ def _shapes(model: str | None) -> "Shapes | None":
     if model is None:
         return None
     from goan_cli.model.checkpoint import read_checkpoint
-    from goan_cli.model.pack import find_pack
+    from goan_cli.packs.find import find_pack
 
     return read_checkpoint(find_pack(model).transformer).shapes
 

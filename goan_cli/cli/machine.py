@@ -5,7 +5,8 @@ import os
 import torch
 
 from goan_cli.errors import GoanError
-from goan_cli.model.pack import SHIPPED, find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.manifest import SHIPPED
 from goan_cli.render.device import precision_for
 
 

@@ -49,13 +49,13 @@ class TransformerConfig:
 
 
 def read_config(part: Path) -> TransformerConfig:
-    """The configuration beside a transformer's weights; a single file has none and is full-size.
+    """The configuration in a transformer's folder, or a JSON file itself; a single file of weights is full-size.
 
     Raises InvalidInput for a configuration of another class of model.
     """
-    if not part.is_dir():
+    if not part.is_dir() and part.suffix != ".json":
         return TransformerConfig()
-    file = part / "config.json"
+    file = part / "config.json" if part.is_dir() else part
     values = read_json(file)
     if (name := values.get("_class_name", _CLASSES[0])) not in _CLASSES:
         raise InvalidInput(f"{file}: describes a {name}, not a packed FramePack transformer")

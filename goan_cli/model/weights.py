@@ -65,6 +65,7 @@ def load_transformer(
     fp8: bool = False,
     resident: Sequence[bool] | None = None,
     unread: Collection[str] = (),
+    config_file: Path | None = None,
 ) -> tuple[PackedTransformer, WeightStore]:
     """The packed transformer with its weights in place, and the store to re-read them from.
 
@@ -72,10 +73,11 @@ def load_transformer(
     blocks that `resident` (in the order of execution, None for all) leaves there; there, tensors that already have
     `dtype` are the mapped file itself (copy on write). The final projection is in fp32, with `fp8` the blocks'
     linears are quantised. Parameters in `unread` get memory and no values: a bake that follows fills them.
+    `config_file` describes a single file, which is full-size without one.
     Raises InvalidInput when names or shapes are not those of the configuration.
     """
     store = WeightStore(part)
-    config = read_config(part)
+    config = read_config(config_file or part)
     model = empty_transformer(config)
     check_names_and_shapes({name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, store)
     if fp8:
@@ -146,7 +148,7 @@ def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters())
 
 
-def check_transformer(part: Path) -> None:
+def check_transformer(part: Path, config_file: Path | None = None) -> None:
     """Whether a part's tensors are those of its configuration; reads headers only. Raises InvalidInput."""
-    parameters = empty_transformer(read_config(part)).named_parameters()
+    parameters = empty_transformer(read_config(config_file or part)).named_parameters()
     check_names_and_shapes({name: tuple(parameter.shape) for name, parameter in parameters}, WeightStore(part))

@@ -22,7 +22,7 @@ def memory_of(plan: RenderPlan, *, precision: str, image: int, text: int, budget
     """
     job = plan.job
     return plan_memory(
-        read_config(plan.pack.transformer),
+        read_config(plan.pack.config_of("transformer")),
         precision=precision,
         tokens=tokens_of(size=job.size, window=job.sections.window, image=image, text=text),
         steps=job.sampling.steps,
@@ -36,7 +36,7 @@ def memory_of(plan: RenderPlan, *, precision: str, image: int, text: int, budget
 def _decode_bytes(plan: RenderPlan) -> int:
     """The least that decoding the job's video takes on a GPU, where the VAE is in fp16."""
     job = plan.job
-    shape = vae_shape(read_json(plan.pack.vae / "config.json"), _FP16)
+    shape = vae_shape(read_json(plan.pack.config_of("vae")), _FP16)
     weights = sum(math.prod(each) for each in read_checkpoint(plan.pack.vae).shapes.values()) * _FP16
     width, height = job.size
     return weights + least_decode_bytes(shape, job.sections, job.decode, height=height, width=width)
@@ -49,6 +49,6 @@ def foreseen_memory(plan: RenderPlan) -> MemoryPlan:
     """
     wanted = plan.job.execution
     precision = "bf16" if wanted.precision is WantedPrecision.AUTO else str(wanted.precision)
-    vision = read_json(plan.pack.image_encoder / "config.json")
+    vision = read_json(plan.pack.config_of("image_encoder"))
     image = (int(vision.get("image_size", 384)) // int(vision.get("patch_size", 14))) ** 2
     return memory_of(plan, precision=precision, image=image, text=_MOST_TEXT, budget=wanted.memory)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from goan_cli.errors import InvalidInput, RenderFailed
-from goan_cli.model.magnitudes import Magnitudes
 from goan_cli.model.step_cache import MagCache
+from goan_cli.packs.magnitudes import Magnitudes
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.sampling import MakeCache
 from goan_cli.render.schedule import shift_for

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import digest_of
-from goan_cli.model.pack import Pack
 from goan_cli.model.transformer import TextConditioning
+from goan_cli.packs.pack import Pack
 from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.conditioning import Conditioning
 from goan_cli.render.device import device_name

@@ -11,8 +11,8 @@ from goan_cli.errors import InvalidJobs, LoraRefused, Problem
 from goan_cli.lora.bake import LoraFile, bake
 from goan_cli.lora.change import read_factors
 from goan_cli.lora.report import BakeReport
-from goan_cli.model.pack import find_pack
 from goan_cli.model.weights import WeightStore, check_transformer
+from goan_cli.packs.find import find_pack
 from goan_cli.render.identity import lora_source
 from goan_cli.render.plan import PlannedLora, RenderPlan, match_loras
 
@@ -24,8 +24,8 @@ def lora_file(lora: PlannedLora) -> LoraFile:
 
 def refuse_misfits(plans: Sequence[RenderPlan]) -> None:
     """Compare each transformer with its configuration before anything loads. Raises InvalidInput."""
-    for part in dict.fromkeys(plan.pack.transformer for plan in plans):
-        check_transformer(part)
+    for part, config in dict.fromkeys((plan.pack.transformer, plan.pack.config_of("transformer")) for plan in plans):
+        check_transformer(part, config)
 
 
 def refuse_broken_values(plans: Sequence[RenderPlan]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from goan_cli.model.pack import Pack
+from goan_cli.packs.pack import Pack
 from goan_cli.render.device import Precision, holds_llama, is_roomy
 from goan_cli.render.image import ImageEncoder
 from goan_cli.render.text import TextEncoders

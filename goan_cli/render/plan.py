@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, Problem
+from goan_cli.errors import EnvironmentFault, GoanError, InvalidInput, InvalidJobs, Problem
 from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, StepCacheKind
 from goan_cli.jobs.load import JobRequest
 from goan_cli.jobs.resolve import DEFAULT_MODEL, lora_use, resolve_job
@@ -16,8 +16,9 @@ from goan_cli.jobs.schema import LoraSpec
 from goan_cli.jobs.sections import Family
 from goan_cli.lora.adapter import Adapter, Selection, Shapes, read_adapter
 from goan_cli.model.checkpoint import read_checkpoint
-from goan_cli.model.magnitudes import ratios_for, steps_to_compute
-from goan_cli.model.pack import Pack, find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.magnitudes import ratios_for, steps_to_compute
+from goan_cli.packs.pack import Pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,8 @@ def _plan(
     except InvalidJobs as error:
         return None, list(error.problems)
     except GoanError as error:
-        return None, [request.problem(("model",), error.message, hint=error.hint)]
+        problem = request.problem(("model",), error.message, hint=error.hint)
+        return None, [replace(problem, environment=isinstance(error, EnvironmentFault))]
     defaults = ModelDefaults(
         family=Family(pack.family), window=pack.window, steps=pack.steps, resolution=pack.resolution
     )

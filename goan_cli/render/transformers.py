@@ -9,10 +9,10 @@ import torch
 
 from goan_cli.lora.bake import LoraFile, bake, file_reports, restore
 from goan_cli.lora.report import BakeRecipe, BakeReport
-from goan_cli.model.pack import Pack
 from goan_cli.model.resident import ResidentWeights
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.model.weights import WeightStore, load_transformer
+from goan_cli.packs.pack import Pack
 from goan_cli.render.events import Baked, Event, Note, Stage
 from goan_cli.render.execution import ResolvedExecution, attention_function, block_calls, keep_compiled_code
 from goan_cli.render.memory import MemoryPlan
@@ -103,6 +103,7 @@ class Transformers:
             self.forget()
             model, store = load_transformer(
                 pack.transformer,
+                config_file=pack.config_of("transformer"),
                 device=self._device,
                 dtype=execution.dtype,
                 fp8=execution.fp8,

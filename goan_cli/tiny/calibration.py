@@ -12,8 +12,10 @@ import torch
 
 from goan_cli.documents import Data
 from goan_cli.jobs.load import request_from_settings, settings_document
-from goan_cli.model.magnitudes import Magnitudes, magnitudes_file, write_magnitudes
-from goan_cli.model.pack import SHIPPED, Pack, find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.magnitudes import Magnitudes, magnitudes_file, write_magnitudes
+from goan_cli.packs.manifest import EMBEDDED
+from goan_cli.packs.pack import Pack
 from goan_cli.render.calibrate import calibrated
 from goan_cli.render.engine import Engine
 from goan_cli.render.plan import RenderPlan, plan_renders
@@ -72,7 +74,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     torch.set_num_threads(1)  # renders this small gain nothing from a second one
     engine = Engine(device="cpu")
-    for model in SHIPPED:
+    for model in EMBEDDED:
         pack = find_pack(model)
         for steps in (pack.steps, _STEPS):
             magnitudes = calibrate(engine, model, steps)

@@ -25,10 +25,10 @@ from goan_cli.batch.survey import RunSettings
 from goan_cli.errors import EnvironmentFault, LoraRefused, RenderFailed
 from goan_cli.files import sha256_of
 from goan_cli.jobs.load import load_requests
-from goan_cli.model.pack import find_pack
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.output.sidecar import write_sidecar
 from goan_cli.output.video import VideoInfo, write_video
+from goan_cli.packs.find import find_pack
 from goan_cli.render.engine import Engine
 from goan_cli.render.events import Baked, Event, Note, SectionFinished, Stage, StageStarted, StepFinished
 from goan_cli.render.identity import bake_recipe, job_identity

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from goan_cli.batch.schedule import Order, scheduled
 from goan_cli.errors import InvalidInput
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.identity import bake_recipe
 from goan_cli.render.plan import RenderPlan
 from tests.helpers import TINY_SQUARE, factors, tiny_plan, write_lora, write_tiny_manifest

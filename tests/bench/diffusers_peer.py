@@ -15,8 +15,8 @@ from torch import Tensor
 from goan_cli.bench.subjects import SubjectShape
 from goan_cli.jobs.sections import Section, plan_sections
 from goan_cli.model.config import TransformerConfig
-from goan_cli.model.pack import find_pack
 from goan_cli.model.transformer import CleanLatents
+from goan_cli.packs.find import find_pack
 from goan_cli.render.loading import load_vae
 from goan_cli.render.sampling import TIME_SCALE, clean_latents
 

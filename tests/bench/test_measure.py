@@ -25,9 +25,9 @@ from goan_cli.jobs.job import AttentionBackend, Execution, WantedPrecision
 from goan_cli.jobs.sections import Family
 from goan_cli.model.config import TransformerConfig
 from goan_cli.model.fp8 import E4M3, quantised
-from goan_cli.model.pack import find_pack
 from goan_cli.model.transformer import PackedTransformer
 from goan_cli.model.weights import empty_transformer
+from goan_cli.packs.find import find_pack
 from goan_cli.render.execution import ResolvedExecution
 from goan_cli.render.memory import MemoryPlan, Tokens, plan_memory, tokens_of
 from tests.helpers import CPU, SMALL

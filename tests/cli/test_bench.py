@@ -16,8 +16,8 @@ import pytest
 from goan_cli.bench.measure import BenchResult
 from goan_cli.cli import bench as command
 from goan_cli.jobs.resolve import DEFAULT_THRESHOLDS
-from goan_cli.model.magnitudes import magnitudes_file, ratios_for, steps_to_compute
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.magnitudes import magnitudes_file, ratios_for, steps_to_compute
 from tests.cli.conftest import Goan, content_of
 from tests.helpers import TINY_CONFIG, random_transformer, write_tiny_manifest, write_transformer
 

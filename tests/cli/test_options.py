@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from goan_cli.cli.options import Asked, plans_for
 from goan_cli.errors import InvalidInput, InvalidJobs
-from goan_cli.model.pack import SHIPPED
+from goan_cli.packs.manifest import SHIPPED
 from tests.cli.conftest import Goan, content_of
 from tests.conftest import MINIMAL, TARGET, write_jobs, write_lora
 from tests.helpers import TINY_CONFIG, TINY_SQUARE

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import sha256_of
-from goan_cli.model.pack import find_pack
 from goan_cli.model.weights import empty_transformer, load_transformer, parameters_of
+from goan_cli.packs.find import find_pack
 from tests.helpers import CPU, SMALL, random_transformer, write_config, write_transformer
 
 MAPS = Path("/proc/self/maps")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from goan_cli.errors import EnvironmentFault
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.budget import foreseen_memory, memory_of
 from goan_cli.render.engine import Engine
 from goan_cli.render.loading import load_vae

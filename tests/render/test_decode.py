@@ -18,7 +18,7 @@ from torch import Tensor
 
 from goan_cli.jobs.job import DecodeMode
 from goan_cli.jobs.sections import Family, SectionPlan, plan_sections
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.decode import (
     chunk_bounds,
     cross_fade,

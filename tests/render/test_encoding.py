@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import goan_cli.render.encoding as encoding_module
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.conditioning import Conditioning
 from goan_cli.render.device import Precision

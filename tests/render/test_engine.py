@@ -18,8 +18,8 @@ from goan_cli.jobs.job import Gate, Gates
 from goan_cli.jobs.sections import plan_sections
 from goan_cli.lora.bake import bake, restore
 from goan_cli.lora.report import BakeReport
-from goan_cli.model.pack import find_pack
 from goan_cli.model.weights import parameters_of
+from goan_cli.packs.find import find_pack
 from goan_cli.render.device import Precision
 from goan_cli.render.engine import Engine, Sampled
 from goan_cli.render.events import (

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 import goan_cli.render.identity as identity_module
 from goan_cli.errors import InvalidInput
 from goan_cli.jobs.load import request_from_settings, settings_document
-from goan_cli.model.magnitudes import Magnitudes, write_magnitudes
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.magnitudes import Magnitudes, write_magnitudes
 from goan_cli.render.identity import bake_recipe, job_identity, latents_identity, lora_source
 from goan_cli.render.plan import RenderPlan, plan_renders
 from tests.helpers import PARTS, TINY_SQUARE, factors, write_lora, write_tiny_manifest

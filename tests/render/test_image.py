@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from goan_cli.jobs.sizes import fit
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.image import ImageEncoder, fitted_pixels, posterior, start_latent
 from goan_cli.render.loading import load_vae
 from tests.helpers import CPU, relative_error

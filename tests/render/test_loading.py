@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from goan_cli.errors import InvalidInput
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.engine import Engine
 from goan_cli.render.loading import load_encoder, load_vae
 from tests.helpers import CPU, tiny_plan

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.device import Precision
 from goan_cli.render.parts import Parts
 from tests.helpers import CPU

@@ -9,7 +9,8 @@ import goan_cli.render.plan as plan_module
 from goan_cli.errors import InvalidJobs
 from goan_cli.jobs.load import JobRequest, request_from_settings, settings_document
 from goan_cli.jobs.sections import Family
-from goan_cli.model.pack import Pack, find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.pack import Pack
 from goan_cli.render.plan import plan_renders
 from tests.helpers import TINY_CONFIG, TINY_SQUARE, factors, tiny_plan, write_lora, write_tiny_manifest
 

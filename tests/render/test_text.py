@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaModel
 
 from goan_cli.errors import InvalidInput
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.text import (
     CLIP_TOKENS,
     LLAMA_TOKENS,

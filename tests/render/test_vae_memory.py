@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from goan_cli.jobs.job import DecodeMode
 from goan_cli.jobs.sections import Family, SectionPlan, plan_sections
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.decode import decoded, shape_of, vae_decoder
 from goan_cli.render.vae_memory import (
     OVERLAP_PASS,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from goan_cli.documents import Data
-from goan_cli.model.magnitudes import magnitudes_file, ratios_for
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.magnitudes import magnitudes_file, ratios_for
 from goan_cli.render.engine import Engine
 from goan_cli.tiny import calibration
 from goan_cli.tiny.calibration import calibrate, scene_plan
@@ -54,7 +54,7 @@ def test_scenes_at_the_packs_size(tmp_path: Path) -> None:
 def test_script_writes_beside_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script writes the calibrations of a pack's default steps and of the others to the pack's file."""
     manifest = write_tiny_manifest(tmp_path / "mine.yaml")
-    monkeypatch.setattr(calibration, "SHIPPED", {str(manifest): manifest})
+    monkeypatch.setattr(calibration, "EMBEDDED", {str(manifest): manifest})
     monkeypatch.setattr(calibration, "_STEPS", 3)
     calibration.main()
     pack = find_pack(str(manifest))

@@ -7,7 +7,8 @@ import pytest
 from goan_cli.lora.adapter import read_adapter
 from goan_cli.model.checkpoint import read_checkpoint
 from goan_cli.model.config import read_config
-from goan_cli.model.pack import WEIGHTED, find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.manifest import WEIGHTED
 from goan_cli.tensorfile import read_header
 from goan_cli.tiny.parts import CONFIG, LORAS, PACK
 from tests.helpers import GOLDEN

@@ -9,7 +9,7 @@ import torch
 
 from goan_cli.lora.adapter import read_adapter
 from goan_cli.model.checkpoint import read_checkpoint
-from goan_cli.model.pack import find_pack
+from goan_cli.packs.find import find_pack
 from goan_cli.render.engine import Engine
 from goan_cli.tiny import autoencoder, clips, loras, transformer
 from goan_cli.tiny.parts import LORAS

@@ -16,7 +16,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from goan_cli.errors import InvalidInput
 from goan_cli.files import write_text
 from goan_cli.model.checkpoint import read_json
-from goan_cli.model.pack import MAGNITUDES_SUFFIX, SHIPPED, Pack
+from goan_cli.packs.manifest import EMBEDDED, SHIPPED, own_folder
+from goan_cli.packs.pack import MAGNITUDES_SUFFIX, Pack
 
 MAGNITUDES_VERSION = 1
 # The first steps decide where everything goes, and a residual that is used too often has aged.
@@ -75,8 +76,13 @@ def steps_to_compute(ratios: Sequence[float], *, threshold: float) -> tuple[int,
 
 
 def magnitudes_file(pack: Pack) -> Path:
-    """Where a pack's calibrations lie: NAME.magcache.json beside its manifest NAME.yaml."""
-    return pack.manifest.with_name(pack.manifest.stem + MAGNITUDES_SUFFIX)
+    """Where a pack's calibrations lie: NAME.magcache.json beside its manifest NAME.yaml.
+
+    Of a manifest that is part of the installation, unless its weights are too, in the user's own folder of packs.
+    """
+    name = pack.manifest.stem + MAGNITUDES_SUFFIX
+    shipped = pack.manifest in SHIPPED.values() and pack.manifest not in EMBEDDED.values()
+    return own_folder() / name if shipped else pack.manifest.with_name(name)
 
 
 def ratios_for(pack: Pack, steps: int) -> Magnitudes:
@@ -132,8 +138,8 @@ def _read(file: Path) -> Mapping[str, Magnitudes]:
 
 
 def _command(pack: Pack, steps: int) -> str:
-    shipped = [name for name, manifest in SHIPPED.items() if manifest.absolute() == pack.manifest]
-    if shipped:
-        return f"make it: goan bench --calibrate --model {shipped[0]} --steps {steps}"
-    model = shlex.quote(str(pack.manifest))
+    named = {manifest.absolute(): name for name, manifest in SHIPPED.items()}
+    if pack.manifest in {manifest.absolute() for manifest in EMBEDDED.values()}:
+        return f"make it: goan bench --calibrate --model {named[pack.manifest]} --steps {steps}"
+    model = named.get(pack.manifest) or shlex.quote(str(pack.manifest))
     return f"make it: goan bench --calibrate --model {model} --steps {steps} --image IMAGE --prompt TEXT"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs
-from goan_cli.model.pack import MANIFEST, WEIGHTED, find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.manifest import MANIFEST, WEIGHTED
 from tests.conftest import GOLDEN
 
 PARTS = (*WEIGHTED, "tokenizer", "tokenizer_2", "feature_extractor")
@@ -76,7 +77,8 @@ def test_relative_to_the_current_folder(pack: Path, monkeypatch: pytest.MonkeyPa
     ("model", "said"),
     [
         ("tinny", r"no model pack named tinny \(did you mean tiny\?"),
-        ("framepack", r"no model pack named framepack \(.*tiny"),
+        ("framepack", r"no model pack named framepack \(did you mean framepack-"),
+        ("wan", r"no model pack named wan \(valid: framepack-f1, framepack-i2v, tiny, tiny-f1"),
         ("./gone", "gone: no such model pack"),
         ("/gone/pack.yaml", r"gone/pack\.yaml: no such model pack"),
         (".", "holds no pack.yaml"),

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goan_cli.errors import EnvironmentFault, InvalidInput
-from goan_cli.model.magnitudes import Magnitudes, magnitudes_file, ratios_for, steps_to_compute, write_magnitudes
-from goan_cli.model.pack import PARTS, Pack, find_pack
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.magnitudes import Magnitudes, magnitudes_file, ratios_for, steps_to_compute, write_magnitudes
+from goan_cli.packs.manifest import PARTS
+from goan_cli.packs.pack import Pack
 from tests.helpers import write_tiny_manifest
 
 RATIOS = st.lists(st.floats(0.5, 1.6), min_size=1, max_size=40).map(lambda later: [1.0, *later])
