@@ -20,6 +20,7 @@ _EXPECTED: Mapping[str, str] = {
     "int_from_float": "a whole number",
     "bool_type": "true or false",
     "list_type": "a list",
+    "tuple_type": "a list",
     "dict_type": "keys and values",
     "model_type": "keys and values",
     "string_too_short": "more than empty text",

@@ -44,6 +44,10 @@ class InvalidInput(GoanError):
     exit_code = 2
 
 
+class OtherFormat(InvalidInput):
+    """Weights in a format that goan does not read, such as GGUF or a torch pickle."""
+
+
 class LoraRefused(InvalidInput):
     """A LoRA file that cannot be applied as it is, with the reason."""
 

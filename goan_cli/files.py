@@ -24,6 +24,30 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False for what no path can be, and where it may not be looked for."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def expanded(text: str) -> Path:
+    """A path with ~ as a home folder; as it is written where there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def size_text(size: int) -> str:
+    """Bytes as a person reads them, in units of a thousand."""
+    for unit, text in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.{1 if unit == 10**9 else 0}f} {text}"
+    return f"{size} B"
+
+
 def sha256_of(path: Path) -> str:
     """The hex SHA-256 of a file's content."""
     with path.open("rb") as file:

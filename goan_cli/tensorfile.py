@@ -8,21 +8,30 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from goan_cli.errors import InvalidInput
+from goan_cli.errors import InvalidInput, OtherFormat
 
 _PICKLE = "a Python pickle; goan never opens pickles"
+_TORCH_PICKLE = "a torch pickle by its name; goan never opens pickles"
+_ZIP = "a zip archive, probably a torch pickle; goan never opens pickles"
+_GGUF = "a GGUF file, whose weights are quantised; goan reads safetensors with bf16, fp16 or fp32 weights"
 _PAGE = "an HTML page: the download saved a web page instead of the file"
+# The end of a name -> what such a file is, unless its bytes say otherwise.
+OTHER_SUFFIXES: Mapping[str, str] = {
+    ".gguf": _GGUF,
+    **dict.fromkeys((".bin", ".ckpt", ".pkl", ".pt", ".pth"), _TORCH_PICKLE),
+}
 # The first bytes of a file, in lower case -> what it is.
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
-    (b"pk\x03\x04", "a zip archive, probably a torch pickle; goan never opens pickles"),
+    (b"pk\x03\x04", _ZIP),
     *((bytes((0x80, protocol)), _PICKLE) for protocol in range(2, 6)),
-    (b"gguf", "a GGUF file; goan needs the bf16 safetensors of the checkpoint"),
+    (b"gguf", _GGUF),
     (b"version https://git-lfs", "a Git LFS pointer: the real file was not downloaded (git lfs pull)"),
     (b"<!doctype", _PAGE),
     (b"<html", _PAGE),
     (b"\x89png", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
 )
+_OTHER_FORMATS = {_ZIP, *OTHER_SUFFIXES.values(), _PICKLE}
 _BF16 = "<2s"
 _SCALARS = {"F64": "<d", "F32": "<f", "F16": "<e", "BF16": _BF16, "I64": "<q", "I32": "<i", "I16": "<h", "U8": "<B"}
 
@@ -63,7 +72,8 @@ class TensorHeader:
 def read_header(path: Path) -> TensorHeader:
     """Read and check the header of a safetensors file; the tensors stay on disk.
 
-    Raises InvalidInput for a missing, truncated or mislabelled file, saying what the file really is.
+    Raises InvalidInput for a missing, truncated or mislabelled file, saying what the file really is; OtherFormat
+    when it is weights all the same.
     """
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "is not a file" if path.exists() else "no such file"
@@ -76,7 +86,9 @@ def read_header(path: Path) -> TensorHeader:
                 entries[name] = TensorEntry(dtype=str(view.get_dtype()), shape=tuple(view.get_shape()))
             return TensorHeader(path=path, entries=entries, metadata=dict(file.metadata() or {}))
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
-        raise InvalidInput(f"{path}: not a usable safetensors file: {_what_it_is(path, error)}") from error
+        what = _what_it_is(path, error)
+        refusal = OtherFormat if what in _OTHER_FORMATS else InvalidInput
+        raise refusal(f"{path}: not a usable safetensors file: {what}") from error
 
 
 def read_scalars(path: Path, names: Collection[str]) -> dict[str, float]:
@@ -114,6 +126,8 @@ def _what_it_is(path: Path, error: Exception) -> str:
     for signature, description in _SIGNATURES:
         if start.lstrip().lower().startswith(signature):
             return description
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        return OTHER_SUFFIXES[path.suffix.lower()]
     if _is_text(start):
         return "it holds plain text"
     reason = str(error).removeprefix("Error while deserializing header: ")

@@ -49,6 +49,7 @@ def embedding_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 def models_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No models and settings but the test's own."""
     home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("GOAN_CONFIG", str(home / "config"))
     monkeypatch.setenv("HF_HOME", str(home / "huggingface"))
     for variable in ("GOAN_MODELS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from goan_cli.errors import InvalidInput
+from goan_cli.errors import InvalidInput, OtherFormat
 from goan_cli.tensorfile import TensorEntry, read_header
 
 TENSORS: dict[str, NDArray[Any]] = {
@@ -101,6 +101,48 @@ def test_dtypes_that_numpy_lacks(tmp_path: Path) -> None:
 def test_other_files(tmp_path: Path, content: bytes, said: str) -> None:
     """A file that is no safetensors is called what it is."""
     assert said in told(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("style.gguf", b"\0" * 100, "GGUF"),
+        ("style.GGUF", b"GGUF\3\0\0\0" + b"\0" * 64, "GGUF"),
+        ("style.safetensors", b"GGUF\3\0\0\0" + b"\0" * 64, "GGUF"),
+        ("style.pt", b"\0" * 100, "pickle"),
+        ("style.ckpt", b"\xff" * 100, "pickle"),
+        ("style.pth", b"ustar", "pickle"),
+        ("style.bin", b"PK\3\4" + b"\0" * 64, "pickle"),
+        ("style.pkl", b"\x80\x02}q\0.", "pickle"),
+    ],
+)
+def test_weights_in_other_formats(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    """GGUF and pickles are told by their first bytes or, failing that, by their names, as weights all the same."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(OtherFormat, match=said) as caught:
+        read_header(path)
+    assert str(caught.value).startswith(f"{path}: not a usable safetensors file: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "empty"), (b"<html></html>", "HTML"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")],
+)
+def test_bytes_go_before_names(tmp_path: Path, content: bytes, said: str) -> None:
+    """What was never downloaded is told as that, whatever its name."""
+    path = tmp_path / "style.gguf"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=said) as caught:
+        read_header(path)
+    assert not isinstance(caught.value, OtherFormat)
+
+
+def test_names_alone_refuse_nothing(tmp_path: Path) -> None:
+    """A safetensors file is read, whatever its name."""
+    path = tmp_path / "style.ckpt"
+    path.write_bytes(WHOLE)
+    assert set(read_header(path).entries) == set(TENSORS)
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, HEADER - 1, HEADER, len(WHOLE) - 1])

@@ -16,17 +16,17 @@ def bake(
 ) -> None:
     """Write a transformer with LoRAs baked in, in the checkpoint's dtype, sharded as its source is."""
     from goan_cli.cli.terminal import make_console
-    from goan_cli.packs.find import find_pack
+    from goan_cli.packs.find import find_part
     from goan_cli.render.export import write_baked
     from goan_cli.render.plan import match_loras
 
-    pack = find_pack(model)
-    loras = match_loras(pack, [{**lora_and_weight(text), "trusted": trusted} for text in lora])
+    base = find_part(model, "transformer")
+    loras = match_loras(base.usable, [{**lora_and_weight(text), "trusted": trusted} for text in lora])
 
     from goan_cli.render.lora_files import lora_file
 
     report, written = write_baked(
-        pack.transformer, [lora_file(each) for each in loras], out.absolute(), base=pack.identity_of("transformer")
+        base.usable, [lora_file(each) for each in loras], out.absolute(), base=base.identity, config=base.config
     )
     console = make_console()
     for each in loras:

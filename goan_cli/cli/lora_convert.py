@@ -18,7 +18,7 @@ def convert(
     from goan_cli.lora.convert import Layout
     from goan_cli.lora.convert import convert as write
     from goan_cli.model.checkpoint import read_checkpoint
-    from goan_cli.packs.find import find_pack
+    from goan_cli.packs.find import find_part
 
     if out.resolve() == file.resolve():
         raise InvalidInput(f"--out {out}: is the file itself")
@@ -29,7 +29,7 @@ def convert(
         parameters = empty_transformer(TransformerConfig()).named_parameters()
         base = {name: tuple(parameter.shape) for name, parameter in parameters}
     else:
-        base = read_checkpoint(find_pack(model).transformer).shapes
+        base = read_checkpoint(find_part(model, "transformer").usable).shapes
     adapter = read_adapter(file, base, trusted=True)  # whatever it is, its names are FramePack's
     count = write(adapter, base, Layout(to), out.absolute())
     typer.echo(f"wrote {out}: {count} modules")

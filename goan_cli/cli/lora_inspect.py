@@ -52,9 +52,9 @@ def _shapes(model: str | None) -> "Shapes | None":
     if model is None:
         return None
     from goan_cli.model.checkpoint import read_checkpoint
-    from goan_cli.packs.find import find_pack
+    from goan_cli.packs.find import find_part
 
-    return read_checkpoint(find_pack(model).transformer).shapes
+    return read_checkpoint(find_part(model, "transformer").usable).shapes
 
 
 def _print_json(found: "Inspection") -> None:

@@ -1,16 +1,20 @@
 """Which safetensors files make up one part of a model, and what tensors they hold. No torch."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from goan_cli.errors import InvalidInput
-from goan_cli.tensorfile import TensorEntry, TensorHeader, read_header
+from goan_cli.errors import InvalidInput, OtherFormat
+from goan_cli.tensorfile import OTHER_SUFFIXES, TensorEntry, TensorHeader, read_header
 
-_INDEX = "*.safetensors.index.json"
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+INDEX = "*.safetensors.index.json"
+_SHARD = re.compile(r"-\d{5}-of-(?P<count>(?!00001)\d{5})\.safetensors$")
+FLOATS = {"F64", "F32", "F16", "BF16"}
+NEEDED_FLOATS = "a render needs bf16, fp16 or fp32 weights"
+LOST_LORA = "fp8 and quantised re-packs lose a LoRA: of a 1% change they keep 0 to 31%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +40,24 @@ def checkpoint_files(part: Path) -> tuple[Path, ...]:
         return (part,)
     if not part.is_dir():
         raise InvalidInput(f"{part}: no such file or folder")
-    indexes = sorted(part.glob(_INDEX))
+    indexes = sorted(part.glob(INDEX))
     if len(indexes) > 1:
         raise InvalidInput(f"{part}: several indexes: {', '.join(index.name for index in indexes)}")
     if indexes:
         return _shards(indexes[0])
     files = sorted(part.glob("*.safetensors"))
+    if len(files) == 1 and (shard := _SHARD.search(files[0].name)) is not None:
+        raise InvalidInput(f"{files[0]}: is one of {int(shard['count'])} shards, and their index is missing")
     if len(files) == 1:
         return (files[0],)
     if files:
         names = ", ".join(file.name for file in files)
         raise InvalidInput(f"{part}: several weight files and no index to say how they belong together: {names}")
+    if others := sorted(file for file in part.glob("*") if file.suffix.lower() in OTHER_SUFFIXES):
+        names = ", ".join(file.name for file in others)
+        raise OtherFormat(
+            f"{part}: holds no safetensors weights, only {names}: {OTHER_SUFFIXES[others[0].suffix.lower()]}"
+        )
     raise InvalidInput(f"{part}: holds no safetensors weights")
 
 
@@ -61,7 +72,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map_of(index: Path) -> dict[str, str]:
+    """The name of the shard that an index says each tensor is in. Raises InvalidInput for a file that is no index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise InvalidInput(f"{index}: not a usable index of shards")
@@ -69,7 +81,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    names = sorted(set(_weight_map(index).values()))
+    names = sorted(set(weight_map_of(index).values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise InvalidInput(f"{index.parent}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
@@ -90,8 +102,8 @@ def read_checkpoint(part: Path) -> Checkpoint:
             file_of[name] = header.path
     if not entries:
         raise InvalidInput(f"{part}: holds no tensors")
-    for index in sorted(part.glob(_INDEX)) if part.is_dir() else ():
-        if promised := [name for name in _weight_map(index) if name not in entries]:
+    for index in sorted(part.glob(INDEX)) if part.is_dir() else ():
+        if promised := [name for name in weight_map_of(index) if name not in entries]:
             raise InvalidInput(f"{index}: promises {len(promised)} tensors that no shard holds: {promised[0]}")
     return Checkpoint(files=files, entries=entries, file_of=file_of)
 
@@ -99,8 +111,5 @@ def read_checkpoint(part: Path) -> Checkpoint:
 def refuse_quantised(checkpoint: Checkpoint) -> None:
     """Raise InvalidInput for a checkpoint with tensors that are no plain floats, such as an fp8 re-pack."""
     for name, entry in checkpoint.entries.items():
-        if entry.dtype not in _FLOATS:
-            raise InvalidInput(
-                f"{checkpoint.file_of[name]}: {name} is {entry.dtype}; a render needs bf16, fp16 or fp32 weights",
-                hint="fp8 and quantised re-packs lose a LoRA: of a 1% change they keep 0 to 31%",
-            )
+        if entry.dtype not in FLOATS:
+            raise InvalidInput(f"{checkpoint.file_of[name]}: {name} is {entry.dtype}; {NEEDED_FLOATS}", hint=LOST_LORA)

@@ -1,17 +1,20 @@
 """A model's parts found on this machine, each by what its manifest says of it; whatever is missing is named."""
 
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from goan_cli.errors import InvalidInput, InvalidJobs, MissingModel
-from goan_cli.model.checkpoint import checkpoint_files, read_checkpoint, read_json
+from goan_cli.files import expanded, is_folder, size_text
+from goan_cli.model.checkpoint import checkpoint_files, read_json
 from goan_cli.model.config import read_config
 from goan_cli.packs.manifest import PARTS, WEIGHTED, Manifest, PartOrigin, PartSpec, read_manifest
-from goan_cli.packs.pack import Pack
+from goan_cli.packs.pack import Pack, part_identity
 from goan_cli.packs.places import Place, candidates, places
-from goan_cli.packs.recognition import refuse_unusable
+from goan_cli.packs.recognition import read_part
 from goan_cli.settings import read_settings
 
 # The configurations of the full-size parts, for single files, which carry none.
@@ -30,7 +33,7 @@ class FoundPart:
     """What was found of one part.
 
     `path` is None where nothing is; `config` describes the architecture of a weighted one. `size` is in bytes, on disk
-    or, of what is not there, to be downloaded. `problem` says why it cannot be used: it is missing, incomplete,
+    or, of what is nowhere, to be downloaded. `problem` says why it cannot be used: it is missing, incomplete,
     damaged, or refused.
     """
 
@@ -41,6 +44,18 @@ class FoundPart:
     place: str
     size: int
     problem: InvalidInput | None
+
+    @property
+    def usable(self) -> Path:
+        """The path of a part that was found. Raises its problem."""
+        if self.problem is not None or self.path is None:
+            raise self.problem or InvalidInput(f"the pack's {self.part} is missing")
+        return self.path
+
+    @property
+    def identity(self) -> str:
+        """A hex digest of what the part is. Raises its problem."""
+        return part_identity(self.part, self.usable, self.config)
 
     @property
     def source(self) -> PartSpec | None:
@@ -84,53 +99,63 @@ def find_pack(model: str) -> Pack:
     are not where it says, and MissingModel for parts that are nowhere on this machine.
     """
     survey = survey_pack(model)
-    wrong = [
-        part.origin.document.problem((part.part,), part.problem.message, hint=part.problem.hint)
-        for part in survey.missing
-        if part.source is None and part.problem is not None
-    ]
-    if wrong:
-        raise InvalidJobs(wrong)
-    if survey.missing:
-        raise missing_model(model, survey)
+    _refuse_missing(model, survey.manifest.name, survey.parts)
     return _pack(survey)
 
 
+def find_part(model: str, part: str) -> FoundPart:
+    """One part of a pack, which may lack others. Raises as `find_pack`."""
+    manifest = read_manifest(model)
+    found = _found(manifest.parts[part], places(read_settings()))
+    _refuse_missing(model, manifest.name, [found])
+    return found
+
+
 def survey_pack(model: str) -> Survey:
-    """What is there of a pack's parts. Raises as `find_pack` for an unknown name or a wrong manifest only."""
+    """What is there of a pack's parts. Raises as `find_pack` for an unknown name, a wrong manifest or settings only."""
     manifest = read_manifest(model)
     where = places(read_settings())
     found = {part: _found(origin, where) for part, origin in manifest.parts.items() if part != "feature_extractor"}
     processor = _found(manifest.parts["feature_extractor"], where)
     encoder = found["image_encoder"]
     # A single file is full-size unless it has a configuration of its own, and full-size SigLIP has one processor.
-    if (
-        processor.problem is not None
-        and encoder.path is not None
-        and encoder.config == FULL_SIZE / "image_encoder.json"
-    ):
+    is_full_size = encoder.problem is None and encoder.config == FULL_SIZE / "image_encoder.json"
+    if processor.problem is not None and is_full_size and (processor.path is None or processor.origin.spec is None):
         processor = _built_in(processor)
     return Survey(manifest=manifest, parts=tuple({**found, "feature_extractor": processor}[part] for part in PARTS))
 
 
-def missing_model(model: str, survey: Survey) -> MissingModel:
-    """The error for a pack whose parts are not all on this machine, with the command that gets them."""
-    parts = [part for part in survey.missing if part.source is not None]
+def _refuse_missing(model: str, name: str, found: Sequence[FoundPart]) -> None:
+    """Raise InvalidJobs for parts that are not where the manifest says, MissingModel for those to be downloaded."""
+    unusable = [part for part in found if part.problem is not None]
+    wrong = [
+        part.origin.document.problem((part.part,), part.problem.message, hint=part.problem.hint)
+        for part in unusable
+        if part.source is None and part.problem is not None
+    ]
+    if wrong:
+        raise InvalidJobs(wrong)
+    if unusable:
+        raise _missing_model(model, name, unusable)
+
+
+def _missing_model(model: str, name: str, parts: Sequence[FoundPart]) -> MissingModel:
     nowhere = [part.part for part in parts if part.path is None]
     lacks = "; ".join(
         [
             *([f"{', '.join(nowhere)} not found"] if nowhere else []),
-            *(str(part.problem) for part in parts if part.path is not None),
+            *(part.problem.message for part in parts if part.path is not None and part.problem is not None),
         ]
     )
+    size = size_text(sum(expected_size(part) for part in parts))
     return MissingModel(
-        f"{survey.manifest.name} is not complete on this machine: {lacks}",
-        hint=f"goan models pull {model} downloads {survey.to_download / 1e9:.1f} GB",
+        f"{name} is not complete on this machine: {lacks}",
+        hint=f"goan models pull {shlex.quote(model)} downloads {size}",
     )
 
 
 def _pack(survey: Survey) -> Pack:
-    paths = {part.part: part.path for part in survey.parts if part.path is not None}
+    paths = {part.part: part.usable for part in survey.parts}
     manifest = survey.manifest
     return Pack(
         name=manifest.name,
@@ -154,8 +179,8 @@ def _pack(survey: Survey) -> Pack:
 def _found(origin: PartOrigin, where: Sequence[Place]) -> FoundPart:
     spec, part = origin.spec, origin.part
     if spec is None or spec.path is not None:
-        path = origin.root / Path(spec.path if spec and spec.path else part).expanduser()
-        config = origin.root / Path(spec.config).expanduser() if spec and spec.config else None
+        path = origin.root / expanded(spec.path if spec and spec.path else part)
+        config = origin.root / expanded(spec.config) if spec and spec.config else None
         return _checked(origin, path, config, _MANIFEST_PLACE)
     unusable: FoundPart | None = None
     for place in where:
@@ -185,15 +210,37 @@ def _built_in(missing: FoundPart) -> FoundPart:
 
 def _checked(origin: PartOrigin, path: Path, config: Path | None, place: str) -> FoundPart:
     part, problem, size = origin.part, None, 0
-    if part in WEIGHTED and config is None:
-        config = path / "config.json" if path.is_dir() else FULL_SIZE / f"{part}.json"
-    elif config is not None and config.is_dir():
+    if config is None:
+        config = default_config(part, path)
+    elif is_folder(config):
         config = config / "config.json"
     try:
         size = check_part(part, path, config)
+    except OSError as error:
+        problem = InvalidInput(f"{path}: cannot be read: {error.strerror or error}")
     except InvalidInput as error:
         problem = error
     return FoundPart(part=part, origin=origin, path=path, config=config, place=place, size=size, problem=problem)
+
+
+def files_of(found: FoundPart) -> tuple[Path, ...]:
+    """The files of a part that was found, weights first; nothing where they cannot be told."""
+    if found.path is None:
+        return ()
+    files: list[Path] = []
+    if found.part in WEIGHTED:
+        with suppress(InvalidInput):
+            files += checkpoint_files(found.path)
+    if found.path.is_dir():
+        files += sorted(file for pattern in ("*.json", "*.txt") for file in found.path.glob(pattern))
+    return tuple(files)
+
+
+def default_config(part: str, path: Path) -> Path | None:
+    """The JSON file that describes a weighted part: in its folder, or of a single file the full-size one's."""
+    if part not in WEIGHTED:
+        return None
+    return path / "config.json" if is_folder(path) else FULL_SIZE / f"{part}.json"
 
 
 def check_part(part: str, path: Path, config: Path | None) -> int:
@@ -205,8 +252,7 @@ def check_part(part: str, path: Path, config: Path | None) -> int:
         raise InvalidInput(f"{path}: the pack's {part} is missing")
     files: Sequence[Path] = ()
     if part in WEIGHTED:
-        refuse_unusable(part, path, read_checkpoint(path))
-        files = checkpoint_files(path)
+        files = read_part(part, path).files
     elif path.is_dir():
         files = [file for file in path.iterdir() if file.is_file()]
     for name in _NEEDED_FILES.get(part, ()):

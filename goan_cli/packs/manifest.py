@@ -6,11 +6,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from goan_cli.checking import SchemaVersion, checked, nearest
 from goan_cli.documents import Document, read_document
-from goan_cli.errors import InvalidInput, InvalidJobs
+from goan_cli.errors import EnvironmentFault, InvalidInput, InvalidJobs
+from goan_cli.files import expanded, is_file, is_folder
 from goan_cli.settings import config_folder
 
 MANIFEST = "pack.yaml"
@@ -43,20 +44,29 @@ class DefaultsSpec(_Manifest):
     resolution: int = Field(640, ge=16, le=4096)
 
 
+def _inside(text: str) -> str:
+    if text.startswith("/") or ".." in text.split("/"):
+        raise ValueError("must not lead out of its place: no / at its start, and no ..")
+    return text
+
+
+_Inside = Annotated[_Text, AfterValidator(_inside)]
+
+
 class PartSpec(_Manifest):
     """Where one part is: a path, or a repository of the Hugging Face hub that the machine is searched for.
 
     `config` belongs to a single file, which holds none; without it the part is full-size. `size` is what there is to
-    download, in bytes. `names` are patterns of other files and folders that hold the same part.
+    download, in bytes. `names` are patterns of files that hold the same part, and, with a slash, folders.
     """
 
     path: _Text | None = None
     config: _Text | None = None
-    repository: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
-    subfolder: str = Field("", pattern=r"^[\w./-]*$")
-    revision: str = Field("main", pattern=r"^[\w./-]+$")
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$"), AfterValidator(_inside)] | None = None
+    subfolder: Annotated[str, Field(pattern=r"^[\w./-]*$"), AfterValidator(_inside)] = ""
+    revision: Annotated[str, Field(pattern=r"^[\w./-]+$"), AfterValidator(_inside)] = "main"
     size: int = Field(0, ge=0)
-    names: tuple[_Text, ...] = Field((), strict=False)
+    names: tuple[_Inside, ...] = Field((), strict=False)
 
     @model_validator(mode="after")
     def _one_origin(self) -> "PartSpec":
@@ -64,6 +74,8 @@ class PartSpec(_Manifest):
             raise ValueError("needs either a path or a repository")
         if self.path is not None and {"subfolder", "revision", "size", "names"} & self.model_fields_set:
             raise ValueError("subfolder, revision, size and names belong to a repository")
+        if self.config is not None and self.path is None:
+            raise ValueError("config belongs to a path")
         return self
 
 
@@ -96,12 +108,6 @@ class PackSpec(_Manifest):
     image_encoder: _Part | None = None
     feature_extractor: _Part | None = None
     defaults: DefaultsSpec | None = None
-
-    @model_validator(mode="after")
-    def _some_family(self) -> "PackSpec":
-        if self.family is None and self.base is None:
-            raise ValueError("family: missing: inverted or f1")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,16 +152,20 @@ def own_folder() -> Path:
 
 def own_packs() -> dict[str, Path]:
     """The packs that `goan models import` made, by name."""
-    return {file.stem: file for file in sorted(own_folder().glob("*.yaml"))}
+    try:
+        folder = own_folder()
+    except EnvironmentFault:  # a user without a home folder has none
+        return {}
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def manifest_file(model: str) -> Path:
     """Where the manifest of a model lies. Raises InvalidInput when there is none."""
     named = SHIPPED.get(model) or own_packs().get(model)
-    root = named or Path(model).expanduser()
-    manifest = root / MANIFEST if root.is_dir() else root
-    if not manifest.is_file():
-        if root.is_dir():
+    root = named or expanded(model)
+    manifest = root / MANIFEST if is_folder(root) else root
+    if not is_file(manifest):
+        if is_folder(root):
             raise InvalidInput(f"{root}: holds no {MANIFEST}", hint="a pack folder needs its manifest")
         if named or "/" in model or "\\" in model:
             raise InvalidInput(f"{root}: no such model pack")
@@ -167,8 +177,11 @@ def manifest_file(model: str) -> Path:
 def _read(file: Path, above: tuple[Path, ...]) -> Manifest:
     document = read_document(file)
     result = checked(PackSpec, document.data, document)
-    if result.problems or result.model is None:
-        raise InvalidJobs(result.problems)
+    problems = list(result.problems)
+    if isinstance(document.data, dict) and not {"family", "base"} & set(document.data):
+        problems.append(document.problem(("family",), "missing: inverted or f1"))
+    if problems or result.model is None:
+        raise InvalidJobs(problems)
     spec = result.model
     base = _base(spec, document, (*above, file)) if spec.base is not None else None
     family = spec.family or (base.family if base else None)
@@ -183,7 +196,9 @@ def _read(file: Path, above: tuple[Path, ...]) -> Manifest:
             if base is not None and inherited
             else PartOrigin(part=part, spec=given, document=document, root=file.parent)
         )
-    defaults = spec.defaults or (base.defaults if base else DefaultsSpec())
+    defaults = base.defaults if base else DefaultsSpec()
+    if spec.defaults is not None:
+        defaults = defaults.model_copy(update=spec.defaults.model_dump(exclude_unset=True))
     return Manifest(
         file=file,
         document=document,
@@ -198,13 +213,16 @@ def _read(file: Path, above: tuple[Path, ...]) -> Manifest:
 def _base(spec: PackSpec, document: Document, above: tuple[Path, ...]) -> Manifest:
     """The manifest that another one builds on, by name or relative to it."""
     model = spec.base or ""
-    if "/" in model or "\\" in model:
-        model = str(above[-1].parent / Path(model).expanduser())
     try:
+        if "/" in model or "\\" in model:
+            model = str(above[-1].parent / expanded(model))
+        elif model not in SHIPPED and model not in own_packs():
+            hint = f"{nearest(model, [*SHIPPED, *own_packs()])} A path is written with a slash: ./{model}"
+            raise InvalidInput(f"no model pack named {model}", hint=hint)
         file = manifest_file(model)
     except InvalidInput as error:
         raise InvalidJobs([document.problem(("base",), error.message, hint=error.hint)]) from error
-    if file in above:
+    if any(file.samefile(each) for each in above):
         raise InvalidJobs([document.problem(("base",), "this pack builds on itself")])
     return _read(file, above)
 

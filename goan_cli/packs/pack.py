@@ -52,11 +52,15 @@ class Pack:
 
     def identity_of(self, part: str) -> str:
         """A hex digest of one part's weights, configuration and vocabulary, wherever they lie."""
-        folder: Path = getattr(self, part)
-        weights = checkpoint_files(folder) if part in WEIGHTED else ()
-        texts = sorted(file for pattern in _TEXTS for file in folder.glob(pattern)) if folder.is_dir() else []
-        texts = [file for file in texts if not file.name.endswith(MAGNITUDES_SUFFIX)]
-        prints = [*(fingerprint(file) for file in weights), *(f"{file.name}/{fingerprint(file)}" for file in texts)]
-        if part in WEIGHTED and (config := self.config_of(part)).parent != folder:
-            prints.append(f"config.json/{fingerprint(config)}")
-        return hashlib.sha256("\n".join(prints).encode()).hexdigest()
+        return part_identity(part, getattr(self, part), self.configs.get(part))
+
+
+def part_identity(part: str, path: Path, config: Path | None) -> str:
+    """A hex digest of a part's weights, configuration and vocabulary, wherever they lie."""
+    weights = checkpoint_files(path) if part in WEIGHTED else ()
+    texts = sorted(file for pattern in _TEXTS for file in path.glob(pattern)) if path.is_dir() else []
+    texts = [file for file in texts if not file.name.endswith(MAGNITUDES_SUFFIX)]
+    prints = [*(fingerprint(file) for file in weights), *(f"{file.name}/{fingerprint(file)}" for file in texts)]
+    if config is not None and config.parent != path:
+        prints.append(f"config.json/{fingerprint(config)}")
+    return hashlib.sha256("\n".join(prints).encode()).hexdigest()

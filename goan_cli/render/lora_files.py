@@ -12,7 +12,7 @@ from goan_cli.lora.bake import LoraFile, bake
 from goan_cli.lora.change import read_factors
 from goan_cli.lora.report import BakeReport
 from goan_cli.model.weights import WeightStore, check_transformer
-from goan_cli.packs.find import find_pack
+from goan_cli.packs.find import find_part
 from goan_cli.render.identity import lora_source
 from goan_cli.render.plan import PlannedLora, RenderPlan, match_loras
 
@@ -52,9 +52,9 @@ def refuse_broken_values(plans: Sequence[RenderPlan]) -> None:
 
 def bake_in_memory(model: str, loras: Sequence[Mapping[str, Any]]) -> BakeReport:
     """Bake LoRAs (keys as in a job) into copies of the weights that they change, in their dtype, for the report."""
-    pack = find_pack(model)
-    matched = match_loras(pack, loras)
+    transformer = find_part(model, "transformer")
+    matched = match_loras(transformer.usable, loras)
     names = {name for lora in matched for name in lora.adapter.parameters}
-    with WeightStore(pack.transformer).opened() as pristine:
+    with WeightStore(transformer.usable).opened() as pristine:
         copies = {name: torch.empty_like(pristine(name)) for name in names}
-        return bake(copies, pristine, [lora_file(lora) for lora in matched], base=pack.identity_of("transformer"))
+        return bake(copies, pristine, [lora_file(lora) for lora in matched], base=transformer.identity)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from goan_cli.errors import EnvironmentFault, GoanError, InvalidInput, InvalidJobs, Problem
+from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, MissingModel, Problem
 from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, StepCacheKind
 from goan_cli.jobs.load import JobRequest
 from goan_cli.jobs.resolve import DEFAULT_MODEL, lora_use, resolve_job
@@ -18,6 +18,7 @@ from goan_cli.lora.adapter import Adapter, Selection, Shapes, read_adapter
 from goan_cli.model.checkpoint import read_checkpoint
 from goan_cli.packs.find import find_pack
 from goan_cli.packs.magnitudes import ratios_for, steps_to_compute
+from goan_cli.packs.manifest import read_manifest
 from goan_cli.packs.pack import Pack
 
 
@@ -147,9 +148,12 @@ def _plan(
         pack, shapes = packs(request.spec.model or DEFAULT_MODEL)
     except InvalidJobs as error:
         return None, list(error.problems)
+    except MissingModel as error:
+        problem = replace(request.problem(("model",), error.message, hint=error.hint), environment=True)
+        _, problems = resolve_job(request, _defaults_of_missing(request), out=out)
+        return None, [problem, *problems]
     except GoanError as error:
-        problem = request.problem(("model",), error.message, hint=error.hint)
-        return None, [replace(problem, environment=isinstance(error, EnvironmentFault))]
+        return None, [request.problem(("model",), error.message, hint=error.hint)]
     defaults = ModelDefaults(
         family=Family(pack.family), window=pack.window, steps=pack.steps, resolution=pack.resolution
     )
@@ -180,6 +184,15 @@ def _plan(
     return RenderPlan(job=job, pack=pack, loras=tuple(loras), computes=computes, notes=tuple(notes)), []
 
 
+def _defaults_of_missing(request: JobRequest) -> ModelDefaults:
+    """The defaults of a model whose manifest is right and whose parts are not on this machine."""
+    manifest = read_manifest(request.spec.model or DEFAULT_MODEL)
+    defaults = manifest.defaults
+    return ModelDefaults(
+        family=Family(manifest.family), window=defaults.window, steps=defaults.steps, resolution=defaults.resolution
+    )
+
+
 def _computed_steps(job: Job, pack: Pack, notes: list[str]) -> tuple[int, ...] | None:
     """MagCache's steps by the pack's calibration, None without it; notes where that was made under other settings."""
     cache, steps = job.sampling.step_cache, job.sampling.steps
@@ -191,12 +204,12 @@ def _computed_steps(job: Job, pack: Pack, notes: list[str]) -> tuple[int, ...] |
     return steps_to_compute(magnitudes.ratios, threshold=cache.threshold)
 
 
-def match_loras(pack: Pack, loras: Sequence[Mapping[str, Any]]) -> list[PlannedLora]:
-    """LoRAs given by the keys of a job, outside of one, matched with a pack; paths relative to the current folder.
+def match_loras(transformer: Path, loras: Sequence[Mapping[str, Any]]) -> list[PlannedLora]:
+    """LoRAs given by the keys of a job, outside of one, matched with a transformer; paths from the current folder.
 
     Raises InvalidInput for a missing or refused file, or a weight out of range.
     """
-    shapes = read_checkpoint(pack.transformer).shapes
+    shapes = read_checkpoint(transformer).shapes
     matched = []
     for keys in loras:
         try:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from goan_cli.errors import InvalidInput
-from goan_cli.model.checkpoint import checkpoint_files, read_checkpoint
+from goan_cli.errors import InvalidInput, OtherFormat
+from goan_cli.model.checkpoint import Checkpoint, checkpoint_files, read_checkpoint, refuse_quantised
 from goan_cli.tensorfile import TensorEntry
 
 
@@ -58,10 +58,51 @@ def test_missing_part(tmp_path: Path) -> None:
 
 
 def test_no_weights(tmp_path: Path) -> None:
-    """A folder without weights, or with pickles only, is refused."""
-    (tmp_path / "model.bin").write_bytes(b"\x80\x02")
-    with pytest.raises(InvalidInput, match="holds no safetensors weights"):
+    """A folder without weights is refused."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidInput, match=r"holds no safetensors weights$"):
         read_checkpoint(tmp_path)
+
+
+PICKLE = "a torch pickle by its name; goan never opens pickles"
+GGUF = "a GGUF file, whose weights are quantised; goan reads safetensors with bf16, fp16 or fp32 weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("pytorch_model.bin", PICKLE),
+        ("model.CKPT", PICKLE),
+        ("model.pt", PICKLE),
+        ("model.pth", PICKLE),
+        ("model-Q8_0.gguf", GGUF),
+    ],
+)
+def test_other_formats_alone(tmp_path: Path, name: str, said: str) -> None:
+    """A folder whose weights are all in another format is refused with their names and what they are."""
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(OtherFormat) as caught:
+        read_checkpoint(tmp_path)
+    assert caught.value.message == f"{tmp_path}: holds no safetensors weights, only {name}: {said}"
+
+
+def test_other_formats_beside_the_weights(tmp_path: Path) -> None:
+    """Pickles beside the safetensors do not matter, and are not opened."""
+    (tmp_path / "pytorch_model.bin").mkdir()
+    path = shard(tmp_path / "model.safetensors", "a")
+    assert checkpoint_files(tmp_path) == (path,)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "U8", "I8", "I64", "BOOL"])
+def test_no_plain_floats(dtype: str) -> None:
+    """Whatever recognition says, weights that are no plain floats are refused where they are loaded."""
+    path = Path("given.safetensors")
+    entries = {"a": TensorEntry(dtype="BF16", shape=(1,)), "b": TensorEntry(dtype=dtype, shape=(1,))}
+    with pytest.raises(InvalidInput) as caught:
+        refuse_quantised(Checkpoint(files=(path,), entries=entries, file_of=dict.fromkeys(entries, path)))
+    assert caught.value.message == f"given.safetensors: b is {dtype}; a render needs bf16, fp16 or fp32 weights"
+    assert caught.value.hint is not None
+    assert "0 to 31%" in caught.value.hint
 
 
 def test_several_files_without_index(tmp_path: Path) -> None:
