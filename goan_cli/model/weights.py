@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from goan_cli.errors import InvalidInput
 from goan_cli.model.checkpoint import read_checkpoint, refuse_quantised
 from goan_cli.model.config import TransformerConfig, read_config
 from goan_cli.model.fp8 import E4M3, use_fp8
+from goan_cli.model.mapped import mapped_tensors
 from goan_cli.model.resident import ResidentWeights
 from goan_cli.model.transformer import PackedTransformer
 
@@ -30,21 +30,19 @@ class WeightStore:
     @contextmanager
     def opened(self) -> Iterator["PristineReader"]:
         """Map the files afresh, so that what is read is what is on disk, whatever was written in memory."""
-        with ExitStack() as stack:
-            handles = {file: stack.enter_context(safe_open(file, framework="pt")) for file in self.checkpoint.files}
-            yield PristineReader({name: handles[file] for name, file in self.checkpoint.file_of.items()})
+        mapped = {file: mapped_tensors(file) for file in self.checkpoint.files}
+        yield PristineReader({name: mapped[file][name] for name, file in self.checkpoint.file_of.items()})
 
 
 class PristineReader:
     """Reads tensors by name from freshly mapped files; what it returns must not be written to."""
 
-    def __init__(self, handles: dict[str, safe_open]) -> None:
-        self._handles = handles
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
 
     def __call__(self, name: str) -> Tensor:
         """The tensor as it is on disk, mapped and not copied."""
-        tensor: Tensor = self._handles[name].get_tensor(name)
-        return tensor
+        return self._tensors[name]
 
 
 # What only `step_conditionings` looks at: a quarter of the weights, and not on the device while it samples.

@@ -25,12 +25,14 @@ def fitted_pixels(path: Path, fit: Fit) -> NDArray[np.uint8]:
 
 
 class ImageEncoder:
-    """SigLIP with its image processor, loaded once."""
+    """SigLIP with its image processor, loaded once. A model in a file of its own is described by `config`."""
 
-    def __init__(self, *, model: Path, processor: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, *, model: Path, processor: Path, device: torch.device, dtype: torch.dtype, config: Path | None = None
+    ) -> None:
         from goan_cli.render import loading  # noqa: PLC0415 - imports transformers, which a cached image does not need
 
-        siglip, self.processor = loading.load_siglip(model, processor, dtype)
+        siglip, self.processor = loading.load_siglip(model, processor, dtype, config=config)
         self.model = siglip.to(device)
 
     def to(self, device: torch.device) -> None:

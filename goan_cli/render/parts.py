@@ -11,7 +11,7 @@ from goan_cli.render.device import Precision, holds_llama, is_roomy
 from goan_cli.render.image import ImageEncoder
 from goan_cli.render.text import TextEncoders
 
-# A kind of part and the folders that it was loaded from: packs that share folders share the part.
+# A kind of part and what it was loaded from, configurations too: packs that share these share the part.
 _Key = tuple[str, *tuple[Path, ...]]
 _TEXT = "text encoders"
 
@@ -37,15 +37,20 @@ class Parts:
                 device=self.device,
                 dtype=self.precision.encoders,
                 streamed=not holds_llama(self.device),
+                llama_config=pack.config_of("text_encoder"),
+                clip_config=pack.config_of("text_encoder_2"),
             )
 
         if not is_roomy(self.device):
             self._make_room()  # Llama is nearly as large as the transformer
-        key: _Key = (_TEXT, pack.text_encoder, pack.tokenizer, pack.text_encoder_2, pack.tokenizer_2)
-        return cast("TextEncoders", self._part(key, load))
+        models = (pack.text_encoder, pack.tokenizer, pack.text_encoder_2, pack.tokenizer_2)
+        configs = (pack.config_of("text_encoder"), pack.config_of("text_encoder_2"))
+        return cast("TextEncoders", self._part((_TEXT, *models, *configs), load))
 
     def image_encoder(self, pack: Pack) -> ImageEncoder:
         """SigLIP, on the device."""
+
+        config = pack.config_of("image_encoder")
 
         def load() -> ImageEncoder:
             return ImageEncoder(
@@ -53,19 +58,22 @@ class Parts:
                 processor=pack.feature_extractor,
                 device=self.device,
                 dtype=self.precision.encoders,
+                config=config,
             )
 
-        return cast("ImageEncoder", self._part(("image encoder", pack.image_encoder, pack.feature_extractor), load))
+        key: _Key = ("image encoder", pack.image_encoder, pack.feature_extractor, config)
+        return cast("ImageEncoder", self._part(key, load))
 
     def vae(self, pack: Pack) -> Any:  # noqa: ANN401 - diffusers is untyped here
         """The VAE, on the device."""
+        config = pack.config_of("vae")
 
         def load() -> Any:  # noqa: ANN401
             from goan_cli.render.loading import load_vae  # noqa: PLC0415 - imports diffusers: not before it is needed
 
-            return load_vae(pack.vae, self.device, self.precision.encoders)
+            return load_vae(pack.vae, self.device, self.precision.encoders, config=config)
 
-        return self._part(("vae", pack.vae), load)
+        return self._part(("vae", pack.vae, config), load)
 
     def forget_text_encoders(self) -> None:
         """Let go of the largest parts besides the transformer, once every prompt is encoded."""

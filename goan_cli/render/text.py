@@ -39,6 +39,7 @@ class TextEncoders:
     """Both text encoders with their tokenizers, loaded once.
 
     With `streamed`, Llama stays in main memory, and each of its layers is on the device while it computes.
+    A model in a file of its own is described by its configuration's JSON file.
     """
 
     def __init__(
@@ -51,18 +52,20 @@ class TextEncoders:
         device: torch.device,
         dtype: torch.dtype,
         streamed: bool = False,
+        llama_config: Path | None = None,
+        clip_config: Path | None = None,
     ) -> None:
         from goan_cli.render import loading  # noqa: PLC0415 - imports transformers, which cached prompts do not need
 
         self.device = device
         self.tokenizer = load_llama_tokenizer(tokenizer)
         self.streamed = streamed
-        self.llama = loading.load_llama(llama, dtype)
+        self.llama = loading.load_llama(llama, dtype, config=llama_config)
         if streamed:
             loading.stream_layers(self.llama, device)
         else:
             self.llama.to(device)
-        clip_model, self.clip_tokenizer = loading.load_clip(clip, clip_tokenizer, dtype)
+        clip_model, self.clip_tokenizer = loading.load_clip(clip, clip_tokenizer, dtype, config=clip_config)
         self.clip = clip_model.to(device)
 
     def to(self, device: torch.device) -> None:

@@ -1,5 +1,9 @@
 """The parts of a pack: each loaded once, and on a small card one at a time on the device."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -28,6 +32,18 @@ def test_packs_share_what_they_name_together() -> None:
     parts, inverted, forward = Parts(CPU, FP32, make_room=_nothing), find_pack("tiny"), find_pack("tiny-f1")
     for ask in (parts.text_encoders, parts.image_encoder, parts.vae):
         assert ask(inverted) is ask(forward)
+
+
+def test_a_part_is_told_apart_by_its_configuration(tmp_path: Path) -> None:
+    """The same weights described by another file are another part."""
+    parts, pack = Parts(CPU, FP32, make_room=_nothing), find_pack("tiny")
+    configs = {part: tmp_path / f"{part}.json" for part in pack.configs}
+    for part, config in configs.items():
+        shutil.copyfile(pack.config_of(part), config)
+    other = replace(pack, configs=configs)
+    for ask in (parts.text_encoders, parts.image_encoder, parts.vae):
+        assert ask(pack) is not ask(other)
+        assert ask(other) is ask(other)
 
 
 def test_text_encoders_can_be_let_go() -> None:
