@@ -2,9 +2,13 @@
 
 import math
 
-from goan_cli.jobs.job import WantedPrecision
+from goan_cli.jobs.job import DecodeMode, WantedPrecision
+from goan_cli.jobs.resolve import DEFAULT_FPS, DEFAULT_SECONDS
+from goan_cli.jobs.sections import Family, SectionPlan, plan_sections, section_count
+from goan_cli.jobs.sizes import nearest_bucket
 from goan_cli.model.checkpoint import read_checkpoint, read_json
 from goan_cli.model.config import read_config
+from goan_cli.packs.pack import Pack
 from goan_cli.render.memory import MemoryPlan, plan_memory, tokens_of
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.vae_memory import least_decode_bytes, vae_shape
@@ -29,17 +33,16 @@ def memory_of(plan: RenderPlan, *, precision: str, image: int, text: int, budget
         branches=1 if job.sampling.true_cfg_scale == 1.0 else 2,
         step_cache=job.sampling.step_cache is not None,
         budget=budget,
-        decode=0 if budget is None else _decode_bytes(plan),
+        decode=0 if budget is None else _decode_bytes(plan.pack, job.sections, job.decode, job.size),
     )
 
 
-def _decode_bytes(plan: RenderPlan) -> int:
-    """The least that decoding the job's video takes on a GPU, where the VAE is in fp16."""
-    job = plan.job
-    shape = vae_shape(read_json(plan.pack.config_of("vae")), _FP16)
-    weights = sum(math.prod(each) for each in read_checkpoint(plan.pack.vae).shapes.values()) * _FP16
-    width, height = job.size
-    return weights + least_decode_bytes(shape, job.sections, job.decode, height=height, width=width)
+def _decode_bytes(pack: Pack, sections: SectionPlan, mode: DecodeMode, size: tuple[int, int]) -> int:
+    """The least that decoding a video of `size` (width, height) takes on a GPU, where the VAE is in fp16."""
+    shape = vae_shape(read_json(pack.config_of("vae")), _FP16)
+    weights = sum(math.prod(each) for each in read_checkpoint(pack.vae).shapes.values()) * _FP16
+    width, height = size
+    return weights + least_decode_bytes(shape, sections, mode, height=height, width=width)
 
 
 def foreseen_memory(plan: RenderPlan) -> MemoryPlan:
@@ -49,6 +52,25 @@ def foreseen_memory(plan: RenderPlan) -> MemoryPlan:
     """
     wanted = plan.job.execution
     precision = "bf16" if wanted.precision is WantedPrecision.AUTO else str(wanted.precision)
-    vision = read_json(plan.pack.config_of("image_encoder"))
-    image = (int(vision.get("image_size", 384)) // int(vision.get("patch_size", 14))) ** 2
-    return memory_of(plan, precision=precision, image=image, text=_MOST_TEXT, budget=wanted.memory)
+    return memory_of(plan, precision=precision, image=_image_tokens(plan.pack), text=_MOST_TEXT, budget=wanted.memory)
+
+
+def usual_memory(pack: Pack, *, precision: str, budget: int | None) -> MemoryPlan:
+    """The same for a job that sets nothing, with a square image and the longest prompt. Raises as `memory_of`."""
+    height, width = nearest_bucket(1, 1, pack.resolution)
+    count = section_count(DEFAULT_SECONDS, DEFAULT_FPS, pack.window)
+    sections = plan_sections(Family(pack.family), count, pack.window)
+    return plan_memory(
+        read_config(pack.config_of("transformer")),
+        precision=precision,
+        tokens=tokens_of(size=(width, height), window=pack.window, image=_image_tokens(pack), text=_MOST_TEXT),
+        steps=pack.steps,
+        budget=budget,
+        decode=0 if budget is None else _decode_bytes(pack, sections, DecodeMode.OVERLAP, (width, height)),
+    )
+
+
+def _image_tokens(pack: Pack) -> int:
+    """SigLIP's, by its configuration."""
+    vision = read_json(pack.config_of("image_encoder"))
+    return (int(vision.get("image_size", 384)) // int(vision.get("patch_size", 14))) ** 2

@@ -11,7 +11,7 @@ import torch
 
 from goan_cli.errors import EnvironmentFault
 from goan_cli.packs.find import find_pack
-from goan_cli.render.budget import foreseen_memory, memory_of
+from goan_cli.render.budget import foreseen_memory, memory_of, usual_memory
 from goan_cli.render.engine import Engine
 from goan_cli.render.loading import load_vae
 from goan_cli.render.memory import OVERHEAD, Tokens, plan_memory
@@ -50,6 +50,15 @@ def test_what_a_job_says(
         budget=None,
     )
     assert memory_of(plan, precision=precision, image=9, text=20, budget=None) == expected
+
+
+@pytest.mark.parametrize("budget", [None, PLENTY])
+def test_a_job_that_sets_nothing(tmp_path: Path, budget: int | None) -> None:
+    """What is said of a pack is what a job with a square image needs that leaves all to it."""
+    plan = tiny_plan(tmp_path, size="auto", sections=None, steps=None, window=None)
+    assert (plan.job.size, plan.job.seconds) == ((64, 64), 5.0)
+    expected = memory_of(plan, precision="bf16", image=4, text=256, budget=budget)
+    assert usual_memory(plan.pack, precision="bf16", budget=budget) == expected
 
 
 @pytest.mark.parametrize("key", ["sections", "seed", "fps", "prompt"])
