@@ -9,8 +9,10 @@ import typer
 
 from goan_cli import __version__
 from goan_cli.cli.bench import bench
+from goan_cli.cli.config import config
 from goan_cli.cli.doctor import doctor
 from goan_cli.cli.lora import lora
+from goan_cli.cli.models import models
 from goan_cli.cli.plan import plan
 from goan_cli.cli.presets import presets
 from goan_cli.cli.render import render
@@ -38,6 +40,8 @@ app.command()(doctor)
 app.command()(bench)
 app.command()(smoke)
 app.add_typer(lora)
+app.add_typer(models)
+app.add_typer(config)
 
 
 def _show_version(value: bool) -> None:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from goan_cli.errors import InvalidInput
+from goan_cli.errors import InvalidInput, InvalidJobs
 
 if TYPE_CHECKING:
+    from goan_cli.errors import Problem
+    from goan_cli.jobs.load import JobRequest
     from goan_cli.render.plan import RenderPlan
 
 Files = Annotated[list[Path] | None, typer.Argument(help="Job files (YAML), or folders of them.", show_default=False)]
@@ -49,8 +51,24 @@ class Asked:
 
 def plans_for(asked: Asked) -> "list[RenderPlan]":
     """Plans for everything asked for. Raises InvalidJobs with every problem, or InvalidInput for no job."""
-    from goan_cli.jobs.load import load_requests, request_from_settings, selected, settings_document
     from goan_cli.render.plan import plan_renders
+
+    requests, problems = _requests(asked)
+    return plan_renders(requests, problems, out=asked.out.absolute() if asked.out else None)
+
+
+def models_for(asked: Asked) -> list[str]:
+    """The models of everything asked for, each once. Raises as `plans_for`, of the job files."""
+    from goan_cli.jobs.resolve import DEFAULT_MODEL
+
+    requests, problems = _requests(asked)
+    if problems:
+        raise InvalidJobs(problems)
+    return list(dict.fromkeys(request.spec.model or DEFAULT_MODEL for request in requests))
+
+
+def _requests(asked: Asked) -> "tuple[list[JobRequest], list[Problem]]":
+    from goan_cli.jobs.load import load_requests, request_from_settings, selected, settings_document
 
     settings = settings_document(asked.settings, _keys(asked))
     if asked.files:
@@ -62,7 +80,7 @@ def plans_for(asked: Asked) -> "list[RenderPlan]":
         raise InvalidInput("nothing to render", hint="give a job file, or --image and --prompt")
     if asked.jobs and not problems:
         requests = selected(requests, asked.jobs)
-    return plan_renders(requests, problems, out=asked.out.absolute() if asked.out else None)
+    return requests, problems
 
 
 def _keys(asked: Asked) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from goan_cli.cli.options import (
     Seconds,
     Seed,
     Set,
+    models_for,
     plans_for,
 )
 from goan_cli.errors import GoanError, Interrupted
@@ -60,6 +61,9 @@ def render(
         str | None, typer.Option(help="Append events as JSON lines to FILE; - is standard output.", metavar="FILE")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Download the models that are not on this machine first.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     preview: Annotated[bool, typer.Option("--preview", help="Write a rough picture of each section.")] = False,
 ) -> None:
@@ -99,9 +103,10 @@ def render(
     from goan_cli.cli.signals import stopping
 
     with ExitStack() as stack:
-        stack.enter_context(stopping(stop))
         log = _event_log(stack, log_json)
         try:
+            _pull(asked, pull=pull, quiet=quiet, to_stderr=log_json == "-")
+            stack.enter_context(stopping(stop))
             plans = plans_for(asked)
 
             from goan_cli.batch.schedule import Order
@@ -128,6 +133,17 @@ def render(
             code = Interrupted.exit_code
     if code:
         raise typer.Exit(code)
+
+
+def _pull(asked: Asked, *, pull: bool, quiet: bool, to_stderr: bool) -> None:
+    """Download the models that are missing, where that is wanted; interrupted, it stops at once."""
+    from goan_cli.settings import read_settings
+
+    if pull or read_settings().pull:
+        from goan_cli.cli.models_pull import pull_missing
+        from goan_cli.cli.terminal import make_console
+
+        pull_missing(models_for(asked), make_console(quiet=quiet, stderr=to_stderr))
 
 
 def _event_log(stack: ExitStack, target: str | None) -> "EventLog | None":

@@ -127,16 +127,20 @@ def survey_pack(model: str) -> Survey:
 
 def _refuse_missing(model: str, name: str, found: Sequence[FoundPart]) -> None:
     """Raise InvalidJobs for parts that are not where the manifest says, MissingModel for those to be downloaded."""
-    unusable = [part for part in found if part.problem is not None]
+    refuse_wrong_paths(found)
+    if unusable := [part for part in found if part.problem is not None]:
+        raise _missing_model(model, name, unusable)
+
+
+def refuse_wrong_paths(found: Sequence[FoundPart]) -> None:
+    """Raise InvalidJobs for parts that are not where their manifest says: those cannot be downloaded."""
     wrong = [
         part.origin.document.problem((part.part,), part.problem.message, hint=part.problem.hint)
-        for part in unusable
+        for part in found
         if part.source is None and part.problem is not None
     ]
     if wrong:
         raise InvalidJobs(wrong)
-    if unusable:
-        raise _missing_model(model, name, unusable)
 
 
 def _missing_model(model: str, name: str, parts: Sequence[FoundPart]) -> MissingModel:
