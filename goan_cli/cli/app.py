@@ -20,7 +20,7 @@ from goan_cli.cli.replay import replay
 from goan_cli.cli.schema import schema
 from goan_cli.cli.smoke import smoke
 from goan_cli.cli.status import status
-from goan_cli.errors import GoanError, InvalidJobs
+from goan_cli.errors import GoanError
 
 app = typer.Typer(
     name="goan",
@@ -73,10 +73,7 @@ def main() -> None:
     except GoanError as error:
         if "--debug" in sys.argv:
             raise
-        for line in _messages(error):
-            typer.secho(f"error: {line}", err=True, fg=typer.colors.RED)
+        from goan_cli.cli.terminal import tell_error
+
+        tell_error(error)
         sys.exit(error.exit_code)
-
-
-def _messages(error: GoanError) -> list[str]:
-    return [str(problem) for problem in error.problems] if isinstance(error, InvalidJobs) else [str(error)]

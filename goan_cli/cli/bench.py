@@ -98,7 +98,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _memory(text: str) -> int | None:
     """A budget in bytes, None for auto."""
-    from goan_cli.jobs.schema import memory_bytes
+    from goan_cli.jobs.fields import memory_bytes
 
     try:
         return memory_bytes(text)

@@ -1,5 +1,6 @@
 """`goan models import`: a pack of files that the user already has."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,9 @@ from goan_cli.errors import InvalidInput, InvalidJobs, Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from goan_cli.packs.manifest import Manifest
+
+_SHOWN = 5
 _File = Annotated[Path | None, typer.Option(help="A folder, or one safetensors file.", show_default=False)]
 _Folder = Annotated[Path | None, typer.Option(help="A folder.", show_default=False)]
 
@@ -44,10 +48,10 @@ def import_pack(
 
     from goan_cli.cli.models_list import show_survey
     from goan_cli.cli.terminal import make_console
-    from goan_cli.files import write_text
+    from goan_cli.files import expanded, write_text
     from goan_cli.packs.find import survey_pack
-    from goan_cli.packs.importing import base_for, check_name, manifest_text
-    from goan_cli.packs.manifest import manifest_file, own_folder
+    from goan_cli.packs.importing import base_for, base_manifest, check_name, manifest_text
+    from goan_cli.packs.manifest import own_folder
 
     given = {
         "transformer": transformer,
@@ -63,21 +67,41 @@ def import_pack(
     if not parts:
         raise InvalidInput("nothing to import", hint="give --transformer FILE, or another part")
     check_name(name)
+    for part, path in parts.items():
+        if not os.path.lexists(path):
+            raise InvalidInput(f"--{part.replace('_', '-')} {path}: is missing", hint="check the path")
     chosen = base or (base_for(parts["transformer"]) if "transformer" in parts else None)
     if chosen is None:
         raise InvalidInput("no --base", hint="say which pack the transformer comes from: --base framepack-i2v")
-    if "/" in chosen or "\\" in chosen:
-        chosen = str(Path(chosen).expanduser().absolute())
-    manifest_file(chosen)
-    file = out.absolute() if out is not None else own_folder() / f"{name}.yaml"
-    if file.exists() and not replace:
-        raise InvalidInput(f"{file}: is there already", hint="--replace, or another name")
+    manifest = base_manifest(chosen)
+    file = expanded(str(out)).absolute() if out is not None else own_folder() / f"{name}.yaml"
+    _refuse_taken(file, manifest, replace=replace)
+    text = manifest_text(name, manifest, parts)
     _refuse_wrong(parts)
-    write_text(file, manifest_text(name, chosen, parts))
+    write_text(file, text)
     console = make_console()
-    console.print(f"{escape(str(file))}, based on {escape(chosen)}")
+    console.print(f"{escape(str(file))}, based on {escape(manifest.name)}; delete the file to remove the pack")
     model = name if out is None else str(file)
     show_survey(console, model, survey_pack(model))
+
+
+def _refuse_taken(file: Path, base: "Manifest", *, replace: bool) -> None:
+    """Raise InvalidInput where the manifest may not be written: over another file, or over its own base."""
+    from goan_cli.errors import GoanError
+    from goan_cli.packs.manifest import own_folder, read_manifest
+
+    if not os.path.lexists(file):
+        return
+    if not replace:
+        raise InvalidInput(f"{file}: is there already", hint="--replace, or another name")
+    if file.parent != own_folder():
+        try:
+            read_manifest(str(file))
+        except GoanError as error:
+            raise InvalidInput(f"{file}: is no manifest, so it is not replaced", hint="another --out") from error
+    below = {base.file, *(part.document.file for part in base.parts.values() if part.document.file)}
+    if any(file.samefile(each) for each in below):
+        raise InvalidInput(f"{file}: the pack would build on itself", hint="another name or --base")
 
 
 def _refuse_wrong(parts: "Mapping[str, Path]") -> None:
@@ -94,6 +118,9 @@ def _refuse_wrong(parts: "Mapping[str, Path]") -> None:
             problems.append(Problem(key=part, message=error.message, hint=error.hint))
             continue
         faults = part_faults(part, path, config)
-        problems += [Problem(file=fault.path, message=fault.text) for fault in faults if not fault.harmless]
+        real = [Problem(file=fault.path, message=fault.text) for fault in faults if not fault.harmless]
+        problems += real[:_SHOWN]
+        if len(real) > _SHOWN:
+            problems.append(Problem(file=path, message=f"and {len(real) - _SHOWN} more things are wrong"))
     if problems:
         raise InvalidJobs(problems)

@@ -22,17 +22,17 @@ def list_packs(
 
     Exits with 2 when a pack's manifest is wrong; an incomplete pack is no failure.
     """
-    from goan_cli.cli.terminal import make_console
+    from goan_cli.cli.terminal import make_console, tell_error
     from goan_cli.packs.find import survey_pack
     from goan_cli.packs.manifest import SHIPPED, own_packs
 
     surveys, failed = [], False
-    for model in packs or [*SHIPPED, *own_packs()]:
+    for model in packs or list(dict.fromkeys([*SHIPPED, *own_packs()])):
         try:
             surveys.append((model, survey_pack(model)))
         except GoanError as error:
             failed = True
-            typer.secho(f"error: {error}", err=True, fg=typer.colors.RED)
+            tell_error(error)
     if as_json:
         import json
 
@@ -70,21 +70,16 @@ def path(
 def show_survey(console: "Console", model: str, survey: "Survey") -> None:
     """Print a pack, a line a part."""
     from rich.markup import escape
-    from rich.table import Table
 
     manifest = survey.manifest
-    console.print(f"[bold]{escape(model)}[/bold] ({manifest.family}): {_summary(model, survey)}")
-    table = Table(show_edge=False, box=None, pad_edge=True, show_header=False)
-    for column in ("part", "size", "place", "where"):
-        table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
+    console.print(f"[bold]{escape(model)}[/bold] ({manifest.family}): {_summary(model, survey)}", soft_wrap=True)
+    width = max(len(found.place) for found in survey.parts)
     for found in survey.parts:
         colour = "red" if found.problem is not None else "green"
-        table.add_row(
-            f"[cyan]{found.part}[/cyan]", size_text(found.size), found.place, f"[{colour}]{escape(_where(found))}[/]"
-        )
-    console.print(table)
+        facts = f"  [cyan]{found.part:<18}[/cyan]{size_text(found.size):>9}  {found.place:<{width}}  "
+        console.print(f"{facts}[{colour}]{escape(_where(found))}[/]", soft_wrap=True)
     if manifest.license:
-        console.print(f"[dim]licence: {escape(manifest.license)}[/dim]")
+        console.print(f"  [dim]licence: {escape(manifest.license)}[/dim]", soft_wrap=True)
     console.print()
 
 

@@ -1,7 +1,8 @@
 """`goan models pull`: the missing parts of packs, downloaded into the Hugging Face cache."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,42 +32,58 @@ def pull(
     from goan_cli.cli.terminal import make_console
 
     console = make_console(quiet=quiet)
-    if dry_run:
-        for pack in packs:
-            _show_plan(console, pack)
+    if not dry_run:
+        pull_packs(packs, console)
         return
-    pull_packs(packs, console)
+    shown: set[Path] = set()
+    for pack in packs:
+        with _interruptible(pack):
+            _show_plan(console, pack, shown)
 
 
 def pull_packs(packs: Iterable[str], console: "Console") -> None:
-    """Make packs complete, one after the other. Raises GoanError for what cannot be had."""
+    """Make packs complete, one after the other, once all of them are known. Raises GoanError for what cannot be had."""
+    from goan_cli.packs.find import refuse_wrong_paths, survey_pack
+
+    packs = list(dict.fromkeys(packs))
+    for pack in packs:
+        refuse_wrong_paths(survey_pack(pack).parts)
+    for pack in packs:
+        with _interruptible(pack):
+            _pull_pack(pack, console)
+
+
+def _pull_pack(pack: str, console: "Console") -> None:
     from rich.markup import escape
 
     from goan_cli.files import size_text
-    from goan_cli.packs.find import find_pack, refuse_wrong_paths, survey_pack
+    from goan_cli.packs.find import find_pack, survey_pack
     from goan_cli.packs.pull import pull as download
     from goan_cli.packs.pull_plan import plan_pull
 
-    for pack in packs:
-        survey = survey_pack(pack)
-        if survey.complete:
-            console.print(f"[green]complete[/green] {escape(pack)}: nothing to download")
-            continue
-        refuse_wrong_paths(survey.parts)
-        plan = plan_pull(survey)
-        console.print(
-            f"{escape(pack)}: {len(plan.files)} files, {size_text(plan.to_download)} to download to "
-            f"{escape(str(plan.hub.cache))}, {size_text(plan.free)} free there"
-        )
-        with _progress(console) as listener:
-            try:
-                download(plan, listener)
-            except KeyboardInterrupt as error:
-                raise Interrupted(
-                    f"{pack}: the download was interrupted", hint="what has arrived stays: run it again to go on"
-                ) from error
-        find_pack(pack)  # what was downloaded may still be no such part
-        console.print(f"[green]complete[/green] {escape(pack)}")
+    survey = survey_pack(pack)
+    if survey.complete:
+        console.print(f"[green]complete[/green] {escape(pack)}: nothing to download")
+        return
+    plan = plan_pull(survey)
+    console.print(
+        f"{escape(pack)}: {len(plan.files)} files, {size_text(plan.to_download)} to download to "
+        f"{escape(str(plan.hub.cache))}, {size_text(plan.free)} free there"
+    )
+    with _progress(console) as listener:
+        download(plan, listener)
+    find_pack(pack)  # what was downloaded may still be no such part
+    console.print(f"[green]complete[/green] {escape(pack)}")
+
+
+@contextmanager
+def _interruptible(pack: str) -> Iterator[None]:
+    """Turn Ctrl-C into the error of what can be gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        hint = "what has arrived stays: run it again to go on"
+        raise Interrupted(f"{pack}: the download was interrupted", hint=hint) from error
 
 
 def pull_missing(models: Iterable[str], console: "Console") -> None:
@@ -85,7 +102,8 @@ def pull_missing(models: Iterable[str], console: "Console") -> None:
     pull_packs(missing, console)
 
 
-def _show_plan(console: "Console", pack: str) -> None:
+def _show_plan(console: "Console", pack: str, shown: "set[Path]") -> None:
+    """Print what a pack lacks, but for the files that are `shown` already, and remember those."""
     from rich.markup import escape
 
     from goan_cli.files import size_text
@@ -95,14 +113,17 @@ def _show_plan(console: "Console", pack: str) -> None:
     survey = survey_pack(pack)
     refuse_wrong_paths(survey.parts)
     plan: PullPlan = plan_pull(survey)
-    console.print(
-        f"[bold]{escape(pack)}[/bold]: {size_text(plan.to_download)} to download, {size_text(plan.free)} free"
-    )
+    new = [file for file in plan.files if file.blob not in shown]
+    size = sum(file.size - file.partial for file in new)
+    console.print(f"[bold]{escape(pack)}[/bold]: {size_text(size)} to download, {size_text(plan.free)} free")
     for repository in plan.repositories:
-        console.print(f"  {escape(repository.source.name)} at {repository.commit[:12]}")
-        for file in repository.files:
+        files = [file for file in repository.files if file.blob not in shown]
+        if files:
+            console.print(f"  {escape(repository.source.name)} at {repository.commit[:12]}")
+        for file in files:
             state = "there" if file.cached else f"{size_text(file.partial)} there" if file.partial else ""
             console.print(f"    {size_text(file.size):>9}  {escape(file.path)} [dim]{state}[/dim]")
+        shown.update(file.blob for file in files)
 
 
 @contextmanager
@@ -130,7 +151,7 @@ def _progress(console: "Console") -> "Iterator[Listener]":
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("downloading", total=None)
 
-        def listen(event: "PullEvent") -> None:
+        def show(event: "PullEvent") -> None:
             match event:
                 case PullStarted():
                     progress.update(bar, total=event.size, completed=event.done)
@@ -140,5 +161,10 @@ def _progress(console: "Console") -> "Iterator[Listener]":
                     progress.update(bar, description=f"checking {escape(event.file.rpartition('/')[2])}")
                 case PullVerified():
                     console.print(f"  [green]verified[/green] {escape(event.file)}")
+
+        def listen(event: "PullEvent") -> None:
+            # rich exits when a pipe that it prints to is closed; the download goes on.
+            with suppress(OSError, SystemExit):
+                show(event)
 
         yield listen

@@ -22,7 +22,7 @@ from goan_cli.cli.options import (
     models_for,
     plans_for,
 )
-from goan_cli.errors import GoanError, Interrupted
+from goan_cli.errors import GoanError, Interrupted, InvalidJobs
 
 if TYPE_CHECKING:
     from goan_cli.batch.outcome import RunEvent
@@ -136,10 +136,17 @@ def render(
 
 
 def _pull(asked: Asked, *, pull: bool, quiet: bool, to_stderr: bool) -> None:
-    """Download the models that are missing, where that is wanted; interrupted, it stops at once."""
+    """Download the models that are missing, where that is wanted and nothing else is; interrupted, it stops at once."""
     from goan_cli.settings import read_settings
 
-    if pull or read_settings().pull:
+    if not (pull or read_settings().pull):
+        return
+    try:
+        plans_for(asked)
+    except InvalidJobs as error:
+        if any(not problem.environment for problem in error.problems):
+            return  # planning them again will tell
+
         from goan_cli.cli.models_pull import pull_missing
         from goan_cli.cli.terminal import make_console
 

@@ -17,6 +17,6 @@ def schema(
         typer.echo(json.dumps(events_schema(), indent=2))
         return
 
-    from goan_cli.jobs.schema import json_schema
+    from goan_cli.jobs.json_schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))

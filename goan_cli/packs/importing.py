@@ -1,17 +1,20 @@
 """A manifest of the files that a user already has, on top of a pack that says where the rest comes from."""
 
+import json
+import os
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
-import yaml
-
-from goan_cli.errors import InvalidInput
-from goan_cli.packs.manifest import EMBEDDED, SHIPPED, read_manifest
+from goan_cli.documents import parse_document
+from goan_cli.errors import InvalidInput, InvalidJobs
+from goan_cli.files import expanded
+from goan_cli.packs.manifest import EMBEDDED, SHIPPED, Manifest, own_packs, read_manifest
 
 BASES = tuple(name for name in SHIPPED if name not in EMBEDDED)
 _NAME = re.compile(r"\w[\w.-]*")
+_LONGEST_NAME = 100
 
 
 def base_for(transformer: Path) -> str:
@@ -36,13 +39,36 @@ def base_for(transformer: Path) -> str:
 
 def check_name(name: str) -> None:
     """Raise InvalidInput for a name that no pack of the user can have."""
-    if _NAME.fullmatch(name) is None or name in SHIPPED:
+    if _NAME.fullmatch(name) is None or len(name) > _LONGEST_NAME or name in SHIPPED:
         raise InvalidInput(
-            f"{name}: cannot be the name of a pack", hint="letters, digits and . _ -, and no shipped pack's name"
+            f"{name[:60]}: cannot be the name of a pack",
+            hint=f"letters, digits and . _ -, at most {_LONGEST_NAME}, and no shipped pack's name",
         )
 
 
-def manifest_text(name: str, base: str, parts: Mapping[str, Path]) -> str:
-    """A manifest of parts at absolute paths; what is not given comes from `base`."""
-    keys = {"version": 1, "name": name, "base": base, **{part: str(path) for part, path in parts.items()}}
-    return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)
+def base_manifest(base: str) -> Manifest:
+    """The manifest of a base pack, given by name or path. Raises InvalidInput, or InvalidJobs for a wrong one."""
+    named = base in SHIPPED or base in own_packs()
+    path = expanded(base).absolute()
+    return read_manifest(base if named or not os.path.lexists(path) else str(path))
+
+
+def manifest_text(name: str, base: Manifest, parts: Mapping[str, Path]) -> str:
+    """A manifest of parts at absolute paths; what is not given comes from `base`.
+
+    Raises InvalidInput for a path that no YAML file can hold.
+    """
+    named = {manifest.absolute(): each for each, manifest in {**own_packs(), **SHIPPED}.items()}
+    keys = {"name": name, "base": named.get(base.file, str(base.file)), **{part: str(p) for part, p in parts.items()}}
+    # Texts as JSON has them are YAML, whatever they look like.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
+    text = "\n".join(["version: 1", *lines]) + "\n"
+    try:
+        text.encode("utf-8")
+        held = parse_document(text).data
+    except (UnicodeEncodeError, InvalidJobs):
+        held = None
+    if held != {"version": 1, **keys}:
+        odd = next((value for value in keys.values() if not value.isprintable()), text)
+        raise InvalidInput(f"{odd!r}: no manifest can hold such a path", hint="rename it")
+    return text

@@ -169,9 +169,14 @@ def manifest_file(model: str) -> Path:
             raise InvalidInput(f"{root}: holds no {MANIFEST}", hint="a pack folder needs its manifest")
         if named or "/" in model or "\\" in model:
             raise InvalidInput(f"{root}: no such model pack")
-        hint = f"{nearest(model, [*SHIPPED, *own_packs()])} A folder is written with a slash: ./{model}"
+        hint = f"{_nearest_pack(model)} A folder is written with a slash: ./{model}"
         raise InvalidInput(f"no model pack named {model}", hint=hint)
     return manifest.absolute()
+
+
+def _nearest_pack(model: str) -> str:
+    hint = nearest(model, [*SHIPPED, *own_packs()]) or ""
+    return hint if hint.endswith("?") else f"{hint}."
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> Manifest:
@@ -217,7 +222,7 @@ def _base(spec: PackSpec, document: Document, above: tuple[Path, ...]) -> Manife
         if "/" in model or "\\" in model:
             model = str(above[-1].parent / expanded(model))
         elif model not in SHIPPED and model not in own_packs():
-            hint = f"{nearest(model, [*SHIPPED, *own_packs()])} A path is written with a slash: ./{model}"
+            hint = f"{_nearest_pack(model)} A path is written with a slash: ./{model}"
             raise InvalidInput(f"no model pack named {model}", hint=hint)
         file = manifest_file(model)
     except InvalidInput as error:
