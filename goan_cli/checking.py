@@ -162,4 +162,4 @@ def nearest(word: str, names: Sequence[str]) -> str | None:
     """A hint with the nearest valid name, or with all of them when none is near and they are few."""
     if near := nearest_name(word, names):
         return f"did you mean {near}?"
-    return f"valid: {', '.join(sorted(names))}" if 0 < len(names) <= 30 else None
+    return f"valid: {', '.join(sorted(names))}" if 0 < len(names) <= 48 else None

@@ -116,7 +116,7 @@ def _render(engine: Engine, plan: RenderPlan, asked: _Asked, rejected: Sequence[
     """One seed of a job. The sidecar comes last: its presence means that the job is complete."""
     job, started = plan.job, time.perf_counter()
     engine.begin(asked.spent)
-    image_sha256 = sha256_of(job.image)  # before it is read: afterwards it may be another
+    pictures = {str(path): sha256_of(path) for path in job.pictures}  # before they are read: afterwards may be others
     latents = job_latents(engine, plan, asked_seed=asked.plan.job.sampling.seed, stop=asked.stop)
     if asked.stop.due:
         raise Interrupted(f"before the decode: {asked.stop.reason}")
@@ -136,7 +136,7 @@ def _render(engine: Engine, plan: RenderPlan, asked: _Asked, rejected: Sequence[
         write_contact_sheet(job.contact_sheet, list(written.shown.values()), labels)
     for finding in found:
         engine.listener(Note(text=f"{finding.defect}: {finding.seen}"))
-    record = _record(engine, plan, asked, rejected, latents, written, found, image_sha256)
+    record = _record(engine, plan, asked, rejected, latents, written, found, pictures)
     write_sidecar(job.sidecar, sidecar(job, record, written.video, written.sha256))
     remove_state(job, own_checkpoints(asked.plan))
     return RenderResult(
@@ -182,7 +182,7 @@ def _record(
     latents: JobLatents,
     written: _Written,
     found: Sequence[Finding],
-    image_sha256: str,
+    pictures: Mapping[str, str],
 ) -> RenderRecord:
     job, pack = plan.job, plan.pack
     steps = job.sampling.steps * len(job.sections.sections)
@@ -196,7 +196,7 @@ def _record(
         findings=found,
         machines=latents.machines,
         pack=PackRecord(name=pack.name, family=pack.family, manifest=pack.manifest, identity=pack.identity()),
-        image_sha256=image_sha256,
+        pictures=pictures,
         bake=latents.report,
         computed_steps=[computed for computed in latents.sampled.computed_steps if computed],
         timings={str(stage): seconds for stage, seconds in engine.timings.items()},

@@ -8,7 +8,7 @@ from typing import Any
 
 from goan_cli.batch.stop import Stop
 from goan_cli.errors import Interrupted, InvalidInput
-from goan_cli.files import remove_stray
+from goan_cli.files import digest_of, remove_stray
 from goan_cli.lora.report import BakeReport
 from goan_cli.render.checkpoint import CheckpointRecord
 from goan_cli.render.engine import Engine, Sampled
@@ -63,11 +63,13 @@ def job_latents(engine: Engine, plan: RenderPlan, *, asked_seed: int, stop: Stop
         machines=machines,
     )
     sampled_before = engine.elapsed.get(Stage.SAMPLE, 0.0)
+    bakes = _Bakes(plan, record.bake if record is not None and after is not None else None)
 
     def keep(progress: Progress, report: BakeReport | None) -> None:
         nonlocal sampled_before
         timings = {str(stage): seconds for stage, seconds in engine.elapsed.items()}
-        write_checkpoint(path, replace(blank, timings=timings, bake=_plain(report)), progress)
+        bakes.add(progress, report)
+        write_checkpoint(path, replace(blank, timings=timings, bake=bakes.plain), progress)
         steps = progress.within.sampler.done if progress.within else 0
         engine.listener(CheckpointWritten(sections=progress.sections, total=total, steps=steps, path=path))
         took, sampled_before = timings[Stage.SAMPLE] - sampled_before, timings[Stage.SAMPLE]
@@ -77,7 +79,31 @@ def job_latents(engine: Engine, plan: RenderPlan, *, asked_seed: int, stop: Stop
     sampled = engine.sample(
         plan, engine.conditioning_for(plan), after=after, compiled=compiled, keep=keep, stop=lambda: stop.due
     )
-    return JobLatents(sampled=sampled, report=_plain(sampled.bake), machines=machines)
+    return JobLatents(sampled=sampled, report=bakes.plain, machines=machines)
+
+
+class _Bakes:
+    """The bake reports of a job as plain data: the one there is, or of a timeline's LoRAs one for each set."""
+
+    def __init__(self, plan: RenderPlan, before: Mapping[str, Any] | None) -> None:
+        self._changing = bool(plan.section_loras)
+        self.plain = before
+
+    def add(self, progress: Progress, report: BakeReport | None) -> None:
+        """Take in the report of the section that was just sampled, or is being sampled."""
+        if not self._changing:
+            self.plain = _plain(report)
+            return
+        section = progress.sections + (1 if progress.within else 0)
+        sets = [dict(each) for each in self.plain["sets"]] if self.plain else []
+        recipe = report.recipe if report else None
+        for each in sets:
+            if each["recipe"] == recipe:
+                each["sections"] = sorted({*each["sections"], section})
+                break
+        else:
+            sets.append({"recipe": recipe, "sections": [section], "report": _plain(report)})
+        self.plain = {"recipe": digest_of(sets=[each["recipe"] for each in sets]), "sets": sets}
 
 
 def _begun(engine: Engine, path: Path, identity: str) -> tuple[CheckpointRecord | None, Progress | None]:

@@ -190,7 +190,7 @@ def _pace_key(plan: RenderPlan) -> object:
     """What the time of a section depends on, besides the machine."""
     job = plan.job
     cache = job.sampling.step_cache
-    guided = job.sampling.true_cfg_scale != 1.0
+    guided = job.is_guided
     return plan.pack.transformer, job.size, job.sections.window, job.sampling.steps, guided, cache, job.execution
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from goan_cli.documents import Data, Document, KeyPath
 from goan_cli.errors import Problem
 from goan_cli.files import is_folder
-from goan_cli.jobs.schema import RIVALS, is_name
+from goan_cli.jobs.fields import is_name
+from goan_cli.jobs.schema import RIVALS
 
 _MOST_VARIANTS = 256
 _MOST_IMAGES = 10_000

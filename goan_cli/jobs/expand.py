@@ -13,8 +13,9 @@ from pathlib import Path
 from goan_cli.documents import Data, Document, KeyPath
 from goan_cli.errors import Problem
 from goan_cli.jobs.axes import Axis, image_axis, key_parts, matrix_axes, too_many
+from goan_cli.jobs.fields import is_name
 from goan_cli.jobs.job import Variant
-from goan_cli.jobs.schema import RIVALS, is_name
+from goan_cli.jobs.schema import RIVALS
 
 
 @dataclass(frozen=True, kw_only=True)

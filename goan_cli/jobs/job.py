@@ -110,6 +110,68 @@ class LoraUse:
     trusted: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image file, and how it fills the render size."""
+
+    path: Path
+    fit: Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndImage:
+    """The image that a video ends on, and how closely, above 0 to 1."""
+
+    picture: Picture
+    strength: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceSchedule:
+    """Distilled guidance over the video: `shape` is linear or roll-off; see `jobs.timeline.scheduled_scales`."""
+
+    shape: str
+    end: float
+    start_at: float
+    curve: float
+    trim: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What changes from a section on, counted from 0 in viewing order; `at` is the time that was asked for.
+
+    None is for what stays as it was. Over the first `blend` sections the prompt goes over into the new one.
+    """
+
+    at: float
+    section: int
+    blend: int = 0
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    image: Picture | None = None
+    loras: tuple[LoraUse, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """What one section is told: to show `prompt`, of which `share` (0 to 1) has come in the place of `earlier`.
+
+    `image` is looked at in place of the start image, None for that one.
+    """
+
+    prompt: str
+    negative_prompt: str
+    guidance_scale: float
+    true_cfg_scale: float
+    loras: tuple[LoraUse, ...]
+    image: Picture | None = None
+    earlier: str = ""
+    share: float = 1.0
+
+
 class Gate(StrEnum):
     """What is done about a render that shows a defect."""
 
@@ -154,11 +216,15 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to render. `size` is (width, height); `seconds` is what was asked for, if it was."""
+    """One video to render. `size` is (width, height); `seconds` is what was asked for, if it was.
+
+    Without an `image` the video begins from `start` (see `jobs.fields.start_value`). `directions` are the sections',
+    in sampling order, as `timeline` and `guidance_schedule` come to.
+    """
 
     name: str
     model: str
-    image: Path
+    image: Path | None
     image_fit: Fit
     prompt: str
     negative_prompt: str
@@ -168,7 +234,14 @@ class Job:
     sampling: Sampling
     seed_drawn: bool
     loras: tuple[LoraUse, ...]
+    directions: tuple[Direction, ...]
     output: Output
+    start: str | None = None
+    end: EndImage | None = None
+    loop: bool = False
+    timeline: tuple[Moment, ...] = ()
+    guidance_schedule: GuidanceSchedule | None = None
+    paddings: tuple[int, ...] | None = None
     execution: Execution = Execution()
     decode: DecodeMode = DecodeMode.OVERLAP
     gates: Gates = Gates()
@@ -179,6 +252,30 @@ class Job:
     def size(self) -> tuple[int, int]:
         """(width, height) of the video in pixels."""
         return self.image_fit.size
+
+    @property
+    def is_directed(self) -> bool:
+        """Whether sections are told different things, or other than the job's own keys say."""
+        own = Direction(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            guidance_scale=self.sampling.guidance_scale,
+            true_cfg_scale=self.sampling.true_cfg_scale,
+            loras=self.loras,
+        )
+        return any(direction != own for direction in self.directions)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any section has true CFG, and so looks at a negative prompt."""
+        return any(direction.true_cfg_scale != 1.0 for direction in self.directions)
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """Every image file that the video is made from, each once."""
+        end = (self.end.picture.path,) if self.end else ()
+        seen = (direction.image.path for direction in self.directions if direction.image)
+        return tuple(dict.fromkeys([*((self.image,) if self.image else ()), *end, *seen]))
 
     @property
     def video(self) -> Path:

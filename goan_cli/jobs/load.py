@@ -18,7 +18,7 @@ from goan_cli.jobs.axes import key_parts
 from goan_cli.jobs.expand import Expanded, expanded
 from goan_cli.jobs.job import Variant
 from goan_cli.jobs.presets import read_preset
-from goan_cli.jobs.schema import RIVALS, BatchSpec, GatesSpec, JobEntry, JobSpec, OutputSpec
+from goan_cli.jobs.schema import RIVALS, BatchSpec, GatesSpec, JobEntry, JobSpec, LoraSpec, OutputSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,15 +225,29 @@ def _absolute(spec: JobSpec, base: Path) -> JobSpec:
             path = Path(text)
         return str((base / path).absolute())
 
+    def at_home(lora: LoraSpec) -> LoraSpec:
+        return lora.model_copy(update={"path": resolved(lora.path)})
+
     update: dict[str, Any] = {}
-    if spec.image is not None:
-        update["image"] = resolved(spec.image)
+    for key in ("image", "end_image"):
+        if (text := getattr(spec, key)) is not None:
+            update[key] = resolved(text)
+    if spec.timeline is not None:
+        update["timeline"] = [
+            moment.model_copy(
+                update={
+                    "image": None if moment.image is None else resolved(moment.image),
+                    "loras": None if moment.loras is None else [at_home(lora) for lora in moment.loras],
+                }
+            )
+            for moment in spec.timeline
+        ]
     if spec.model is not None and looks_like_path(spec.model):
         update["model"] = resolved(spec.model)
     if spec.preset is not None and spec.preset.endswith((".yaml", ".yml")):
         update["preset"] = resolved(spec.preset)
     if spec.loras is not None:
-        update["loras"] = [lora.model_copy(update={"path": resolved(lora.path)}) for lora in spec.loras]
+        update["loras"] = [at_home(lora) for lora in spec.loras]
     if spec.output is not None and spec.output.dir is not None:
         update["output"] = spec.output.model_copy(update={"dir": resolved(spec.output.dir)})
     return spec.model_copy(update=update)

@@ -49,6 +49,10 @@ class SectionPlan:
         """Latent frames of the finished video, the start latent included."""
         return len(self.sections) * self.window + 1
 
+    def place_of(self, section: Section) -> int:
+        """A section's place in viewing order, from 0."""
+        return section.number if self.family is Family.F1 else len(self.sections) - 1 - section.number
+
     @property
     def frames(self) -> int:
         """Video frames of the finished video."""
@@ -60,10 +64,13 @@ def section_count(seconds: float, fps: float, window: int) -> int:
     return max(1, round(seconds * fps / (LATENT_FRAME * window)))
 
 
-def plan_sections(family: Family, count: int, window: int) -> SectionPlan:
-    """The plan of `count` sections of `window` latent frames."""
-    make = _inverted if family is Family.INVERTED else _forward
-    return SectionPlan(family=family, window=window, sections=make(count, window))
+def plan_sections(family: Family, count: int, window: int, paddings: tuple[int, ...] | None = None) -> SectionPlan:
+    """The plan of `count` sections of `window` latent frames; `paddings` in place of upstream's, of the inverted."""
+    if family is Family.INVERTED:
+        sections = _inverted(paddings or default_paddings(count), window)
+    else:
+        sections = _forward(count, window)
+    return SectionPlan(family=family, window=window, sections=sections)
 
 
 def default_paddings(count: int) -> tuple[int, ...]:
@@ -79,9 +86,9 @@ def _frames(position: int, window: int) -> tuple[int, int]:
     return (0 if position == 0 else first, first + LATENT_FRAME * window)
 
 
-def _inverted(count: int, window: int) -> tuple[Section, ...]:
-    sections = []
-    for number, padding in enumerate(default_paddings(count)):
+def _inverted(paddings: tuple[int, ...], window: int) -> tuple[Section, ...]:
+    sections, count = [], len(paddings)
+    for number, padding in enumerate(paddings):
         noisy = 1 + padding * window
         after = noisy + window
         sections.append(

@@ -11,7 +11,10 @@ BUCKETS = (*_NARROW, *((height, width) for width, height in reversed(_NARROW)))
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How an image becomes the render size: resized to `resized`, then the centre cut out. (width, height)."""
+    """How an image becomes the render size: resized to `resized`, then the centre cut out. (width, height).
+
+    Where `resized` is the smaller, what is beside it is black.
+    """
 
     source: tuple[int, int]
     resized: tuple[int, int]
@@ -27,7 +30,14 @@ class Fit:
     @property
     def lost(self) -> float:
         """Share of the image that the cut removes, from 0 to 1."""
-        return 1 - (self.size[0] * self.size[1]) / (self.resized[0] * self.resized[1])
+        kept = [min(size, resized) for size, resized in zip(self.size, self.resized, strict=True)]
+        return 1 - (kept[0] * kept[1]) / (self.resized[0] * self.resized[1])
+
+    @property
+    def beside(self) -> float:
+        """Share of the render that is black beside the image, from 0 to 1."""
+        shown = [min(size, resized) for size, resized in zip(self.size, self.resized, strict=True)]
+        return 1 - (shown[0] * shown[1]) / (self.size[0] * self.size[1])
 
 
 def nearest_bucket(height: int, width: int, resolution: int = _BASE) -> tuple[int, int]:
@@ -44,8 +54,8 @@ def _scaled(length: int, resolution: int) -> int:
     return max(MULTIPLE, round(length * resolution / _BASE / MULTIPLE) * MULTIPLE)
 
 
-def fit(source: tuple[int, int], size: tuple[int, int]) -> Fit:
-    """Cover `size` with an image of `source` pixels; both (width, height)."""
-    scale = max(size[0] / source[0], size[1] / source[1])
-    resized = (round(source[0] * scale), round(source[1] * scale))
+def fit(source: tuple[int, int], size: tuple[int, int], *, pad: bool = False) -> Fit:
+    """Cover `size` with an image of `source` pixels, or with `pad` put all of it inside; both (width, height)."""
+    scale = (min if pad else max)(size[0] / source[0], size[1] / source[1])
+    resized = (max(1, round(source[0] * scale)), max(1, round(source[1] * scale)))
     return Fit(source=source, resized=resized, size=size)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import write_text
-from goan_cli.jobs.job import Job
+from goan_cli.jobs.job import Job, LoraUse, Moment
 from goan_cli.output.quality import Finding, Quality
 from goan_cli.output.video import VideoInfo
 
@@ -68,10 +68,10 @@ class RenderRecord:
     """What only the render knows. `bake` is the bake report as plain data, None without LoRAs.
 
     `identity` is that of the job as it was asked for, with `asked_seed`; the seed that made the video may be a
-    later one, after `rejected` ones. The two digests are of the final latents' and of the frames' bytes.
-    `timings` are seconds by stage; `computed_steps` lists, per section, the steps that a step cache ran;
-    `machines` are where it was sampled, more than one only when it was gone on with elsewhere; `memory` says where
-    the transformer's weights were, None on a CPU.
+    later one, after `rejected` ones. `pictures` are the SHA-256 of every image file by its path. The two digests are
+    of the final latents' and of the frames' bytes. `timings` are seconds by stage; `computed_steps` lists, per
+    section, the steps that a step cache ran; `machines` are where it was sampled, more than one only when it was gone
+    on with elsewhere; `memory` says where the transformer's weights were, None on a CPU.
     """
 
     identity: str
@@ -83,7 +83,7 @@ class RenderRecord:
     findings: Sequence[Finding]
     machines: Sequence[str]
     pack: PackRecord
-    image_sha256: str
+    pictures: Mapping[str, str]
     bake: Mapping[str, Any] | None
     computed_steps: Sequence[Sequence[int]]
     timings: Mapping[str, float]
@@ -119,7 +119,7 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
         "asked_seed": record.asked_seed,
         "rejected_seeds": [asdict(seed) for seed in record.rejected],
         "quality": {**asdict(record.quality), "findings": [asdict(finding) for finding in record.findings]},
-        "inputs": {"image": {"path": str(job.image), "sha256": record.image_sha256, **asdict(job.image_fit)}},
+        "inputs": _inputs(job, record.pictures),
         "pack": {**asdict(record.pack), "manifest": str(record.pack.manifest)},
         "bake": record.bake,
         "sections": [asdict(section) for section in job.sections.sections],
@@ -136,12 +136,26 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
     }
 
 
+def _inputs(job: Job, pictures: Mapping[str, str]) -> dict[str, Any]:
+    """The start image as it was fitted in, or what took its place, and the other pictures."""
+    if job.image is None:
+        start: dict[str, Any] = {"start": job.start}
+    else:
+        start = {"path": str(job.image), "sha256": pictures[str(job.image)]}
+    others = {path: sha256 for path, sha256 in pictures.items() if path != str(job.image)}
+    return {"image": {**start, **asdict(job.image_fit)}, **({"pictures": others} if others else {})}
+
+
 def settings_of(job: Job) -> dict[str, Any]:
     """Every resolved key under its name in a job file, so that the sidecar's settings make a job again."""
     cache, execution = job.sampling.step_cache, job.execution
     return {
         "model": job.model,
-        "image": str(job.image),
+        "image": None if job.image is None else str(job.image),
+        "start": job.start,
+        **_ending(job),
+        "fit": "pad" if job.image_fit.beside else "crop",
+        "paddings": None if job.paddings is None else list(job.paddings),
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
         "sections": len(job.sections.sections),
@@ -160,16 +174,9 @@ def settings_of(job: Job) -> dict[str, Any]:
         "attention": str(execution.attention),
         "memory": "auto" if execution.memory is None else f"{execution.memory}B",
         "decode": str(job.decode),
-        "loras": [
-            {
-                "path": str(lora.path),
-                "weight": lora.weight,
-                "include": list(lora.include),
-                "exclude": list(lora.exclude),
-                "trusted": lora.trusted,
-            }
-            for lora in job.loras
-        ],
+        "loras": [_lora(lora) for lora in job.loras],
+        "timeline": [_moment(moment) for moment in job.timeline] or None,
+        "guidance_schedule": None if job.guidance_schedule is None else asdict(job.guidance_schedule),
         "output": {
             "dir": str(job.output.dir),
             "keep_latents": job.output.keep_latents,
@@ -179,6 +186,37 @@ def settings_of(job: Job) -> dict[str, Any]:
         "gates": {defect: str(gate) for defect, gate in asdict(job.gates).items()},
         "retry_seeds": job.retry_seeds,
     }
+
+
+def _ending(job: Job) -> dict[str, Any]:
+    if job.end is None:
+        return {}
+    end = {"loop": True} if job.loop else {"end_image": str(job.end.picture.path)}
+    return {**end, "end_strength": job.end.strength}
+
+
+def _lora(lora: LoraUse) -> dict[str, Any]:
+    return {
+        "path": str(lora.path),
+        "weight": lora.weight,
+        "include": list(lora.include),
+        "exclude": list(lora.exclude),
+        "trusted": lora.trusted,
+    }
+
+
+def _moment(moment: Moment) -> dict[str, Any]:
+    """What a moment changes, as a timeline gives it."""
+    keys = {
+        "blend": moment.blend or None,
+        "prompt": moment.prompt,
+        "negative_prompt": moment.negative_prompt,
+        "guidance_scale": moment.guidance_scale,
+        "true_cfg_scale": moment.true_cfg_scale,
+        "image": None if moment.image is None else str(moment.image.path),
+        "loras": None if moment.loras is None else [_lora(lora) for lora in moment.loras],
+    }
+    return {"at": moment.at, **{key: value for key, value in keys.items() if value is not None}}
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def memory_of(plan: RenderPlan, *, precision: str, image: int, text: int, budget
         precision=precision,
         tokens=tokens_of(size=job.size, window=job.sections.window, image=image, text=text),
         steps=job.sampling.steps,
-        branches=1 if job.sampling.true_cfg_scale == 1.0 else 2,
+        branches=2 if job.is_guided else 1,
         step_cache=job.sampling.step_cache is not None,
         budget=budget,
         decode=0 if budget is None else _decode_bytes(plan.pack, job.sections, job.decode, job.size),

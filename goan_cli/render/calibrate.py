@@ -49,7 +49,7 @@ def calibrated(plans: Sequence[RenderPlan], sample: Sample) -> Magnitudes:
     are zero or not finite.
     """
     wanted = {(plan.pack.manifest, plan.job.sampling.steps, plan.job.sections.window, _shift(plan)) for plan in plans}
-    if len(wanted) != 1 or any(plan.loras for plan in plans):
+    if len(wanted) != 1 or any(plan.every_lora for plan in plans):
         raise InvalidInput(
             "jobs to calibrate MagCache with must have one model, no LoRAs, and equal steps, windows and shifts"
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import digest_of
+from goan_cli.jobs.job import Direction, Job, Picture
 from goan_cli.model.transformer import TextConditioning
 from goan_cli.packs.pack import Pack
 from goan_cli.render.cache import EmbeddingCache
-from goan_cli.render.conditioning import Conditioning
+from goan_cli.render.conditioning import Conditioning, SectionConditioning, blended
 from goan_cli.render.device import device_name
 from goan_cli.render.events import Note, Stage
-from goan_cli.render.image import fitted_pixels, posterior, start_latent
+from goan_cli.render.image import filled_pixels, fitted_pixels, posterior, start_latent
 from goan_cli.render.parts import Parts
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.text import Truncation
@@ -42,21 +43,73 @@ class Encoding:
         self._tell = tell
 
     def conditioning_for(self, plan: RenderPlan) -> Conditioning:
-        """Text of both CFG branches, image features, and the start latent that the plan's seed draws."""
-        job, pack = plan.job, plan.pack
+        """Text of both CFG branches, image features, and the latents that the plan's seed draws of its pictures."""
+        job, pack, seed = plan.job, plan.pack, plan.job.sampling.seed
         positive = self._text(pack, "prompt", job.prompt)
-        negative = None
-        if job.sampling.true_cfg_scale != 1.0:
-            negative = self._text(pack, "negative_prompt", job.negative_prompt)
+        negative = self._text(pack, "negative_prompt", job.negative_prompt) if job.is_guided else None
+        told = [self._told(plan, direction) for direction in job.directions] if job.is_directed else []
         with self._stage(Stage.ENCODE):
-            try:
-                pixels = fitted_pixels(job.image, job.image_fit)
-            except InvalidInput as error:
-                raise InvalidInput(f"{job.image}: {error.message}", hint=error.hint) from error
+            pixels = _start_pixels(job)
+        embeds, start = self._seen(pack, pixels, seed, 0)
+        end = None
+        if job.end is not None:
+            with self._stage(Stage.ENCODE):
+                pixels = _pixels(job.end.picture)
+            last, end = self._seen(pack, pixels, seed, 1)
+            embeds, end = torch.lerp(embeds, last, 0.5 * job.end.strength), job.end.strength * end
+        return Conditioning(
+            positive=positive,
+            negative=negative,
+            image_embeds=embeds,
+            start_latent=start,
+            end_latent=end,
+            sections=self._sections(plan, told, embeds, start),
+        )
+
+    def _told(self, plan: RenderPlan, direction: Direction) -> tuple[TextConditioning, TextConditioning | None]:
+        """A section's text, of both CFG branches."""
+        positive = self._text(plan.pack, "prompt", direction.prompt)
+        if direction.share < 1:
+            positive = blended(self._text(plan.pack, "prompt", direction.earlier), positive, direction.share)
+        negative = None
+        if direction.true_cfg_scale != 1.0:
+            negative = self._text(plan.pack, "negative_prompt", direction.negative_prompt)
+        return positive, negative
+
+    def _sections(
+        self,
+        plan: RenderPlan,
+        told: Sequence[tuple[TextConditioning, TextConditioning | None]],
+        embeds: Tensor,
+        start: Tensor,
+    ) -> tuple[SectionConditioning, ...]:
+        """What each section is conditioned on; those without a picture of their own look at the start."""
+        seen: dict[Picture | None, tuple[Tensor, Tensor]] = {None: (embeds, start)}
+        sections = []
+        for direction, (positive, negative) in zip(plan.job.directions, told, strict=bool(told)):
+            if direction.image is not None and direction.image not in seen:
+                with self._stage(Stage.ENCODE):
+                    pixels = _pixels(direction.image)
+                number = 1 + len(seen)  # after the start and the end
+                seen[direction.image] = self._seen(plan.pack, pixels, plan.job.sampling.seed, number)
+            image_embeds, start_latent = seen[direction.image]
+            sections.append(
+                SectionConditioning(
+                    positive=positive,
+                    negative=negative,
+                    image_embeds=image_embeds,
+                    start_latent=start_latent,
+                    guidance_scale=direction.guidance_scale,
+                    true_cfg_scale=direction.true_cfg_scale,
+                )
+            )
+        return tuple(sections)
+
+    def _seen(self, pack: Pack, pixels: NDArray[np.uint8], seed: int, picture: int) -> tuple[Tensor, Tensor]:
+        """A picture's features and its latent."""
         embeds = self._image(pack, pixels)
         mean, logvar, scale = self._posterior(pack, pixels)
-        start = start_latent(mean, logvar, scale=scale, seed=job.sampling.seed)
-        return Conditioning(positive=positive, negative=negative, image_embeds=embeds, start_latent=start)
+        return embeds, start_latent(mean, logvar, scale=scale, seed=seed, picture=picture)
 
     def _text(self, pack: Pack, what: str, prompt: str) -> TextConditioning:
         key = self._key(pack, _TEXT_PARTS, text=prompt)
@@ -126,6 +179,19 @@ class Encoding:
             diffusers=version("diffusers"),
             **content,
         )
+
+
+def _start_pixels(job: Job) -> NDArray[np.uint8]:
+    if job.image is None:
+        return filled_pixels(job.start or "black", job.size, job.sampling.seed)
+    return _pixels(Picture(path=job.image, fit=job.image_fit))
+
+
+def _pixels(picture: Picture) -> NDArray[np.uint8]:
+    try:
+        return fitted_pixels(picture.path, picture.fit)
+    except InvalidInput as error:
+        raise InvalidInput(f"{picture.path}: {error.message}", hint=error.hint) from error
 
 
 def _digest(pixels: NDArray[np.uint8]) -> str:

@@ -165,21 +165,26 @@ class Engine:
         `keep` is given the progress after every section. Raises Interrupted when `stop()` says so after a step,
         with the progress kept.
         """
-        loras = [lora_file(lora) for lora in plan.loras]
         execution = self.execution_of(plan, compiled=compiled)
         self._parts.step_aside()
         if not self._transformers.loaded:
             self._memory.measure()
         memory = self._memory.plan_sampling(plan, conditioning, execution.short_precision)
-        model, report = self._transformers.ready(plan.pack, execution, memory, loras, bake_recipe(plan))
         progress = after
-        with self._stage(Stage.SAMPLE):
-            try:
-                for progress in self._sections(plan, model, conditioning, after, make_cache, stop):
-                    keep(progress, report)
-            except Stopped as stopped:
-                keep(stopped.progress, report)
-                raise Interrupted(f"in section {stopped.progress.sections + 1}") from None
+        report: BakeReport | None = None
+        for first, until in _bakes(plan, after):
+            loras = [lora_file(lora) for lora in plan.loras_of(first)]
+            model, report = self._transformers.ready(plan.pack, execution, memory, loras, bake_recipe(plan, first))
+            with self._stage(Stage.SAMPLE):
+                try:
+                    for done in self._sections(plan, model, conditioning, progress, make_cache, stop):
+                        progress = done
+                        keep(done, report)
+                        if done.sections == until:
+                            break
+                except Stopped as stopped:
+                    keep(stopped.progress, report)
+                    raise Interrupted(f"in section {stopped.progress.sections + 1}") from None
         if progress is None:
             raise RenderFailed("there was no section to sample")
         return Sampled(
@@ -308,6 +313,17 @@ class Engine:
 
     def _tell(self, event: Event) -> None:
         self.listener(event)
+
+
+def _bakes(plan: RenderPlan, after: Progress | None) -> Iterator[tuple[int, int]]:
+    """Runs of sections, half open in sampling order, that are sampled with the same LoRAs, from `after` on."""
+    first, total = after.sections if after else 0, len(plan.job.sections.sections)
+    while first < total:
+        until = first + 1
+        while until < total and plan.loras_of(until) == plan.loras_of(first):
+            until += 1
+        yield first, until
+        first = until
 
 
 def _step_cache_of(plan: RenderPlan) -> MakeCache | None:

@@ -4,6 +4,7 @@ Two plans with one identity make the same latents, whatever their names, folders
 """
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import digest_of, known_sha256_of
@@ -34,29 +35,28 @@ def lora_source(lora: PlannedLora) -> LoraSource:
 
 def refuse_vanished(plan: RenderPlan) -> None:
     """Raise InvalidInput when the image or a LoRA file is gone; nothing is read, however many jobs there are."""
-    for path in (plan.job.image, *(lora.use.path for lora in plan.loras)):
+    for path in (*plan.job.pictures, *(lora.use.path for lora in plan.every_lora)):
         if not path.is_file():
             raise InvalidInput(f"{path}: cannot be read any more: no such file")
 
 
-def bake_recipe(plan: RenderPlan) -> BakeRecipe:
-    """The weights that a plan samples with. Raises InvalidInput when a LoRA file has vanished."""
+def bake_recipe(plan: RenderPlan, section: int = 0) -> BakeRecipe:
+    """The weights that a section (from 0, in sampling order) is sampled with.
+
+    Raises InvalidInput when a LoRA file has vanished.
+    """
     base = plan.pack.identity_of("transformer")
-    return BakeRecipe(base=base, loras=tuple(lora_source(lora) for lora in plan.loras))
+    return BakeRecipe(base=base, loras=tuple(lora_source(lora) for lora in plan.loras_of(section)))
 
 
 def latents_identity(plan: RenderPlan) -> str:
     """What decides the final latents. Raises InvalidInput when the image or a LoRA file has vanished."""
     job, sampling = plan.job, plan.job.sampling
-    guided = sampling.true_cfg_scale != 1.0  # without true CFG nothing looks at the negative prompt
-    try:
-        image = known_sha256_of(job.image)
-    except OSError as error:
-        raise InvalidInput(f"{job.image}: cannot be read any more: {error.strerror or error}") from error
+    guided = job.is_guided  # without true CFG nothing looks at the negative prompt
     return digest_of(
         render=RENDER_VERSION,
         pack=plan.pack.identity(),
-        image=image,
+        image=_picture(job.image) if job.image else f"start {job.start}",
         image_fit=asdict(job.image_fit),
         prompt=job.prompt,
         negative_prompt=job.negative_prompt if guided else "",
@@ -65,8 +65,39 @@ def latents_identity(plan: RenderPlan) -> str:
         sampling=asdict(sampling if guided else replace(sampling, guidance_rescale=0.0)),
         bake=bake_recipe(plan).identity,
         **_changing(job.execution),
+        **_directed(plan),
         **({} if plan.computes is None else {"computes": plan.computes}),
     )
+
+
+def _picture(path: Path) -> str:
+    try:
+        return known_sha256_of(path)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read any more: {error.strerror or error}") from error
+
+
+def _directed(plan: RenderPlan) -> dict[str, object]:
+    """What sections are told where it is not all the same, the image that ends the video, and paddings by hand."""
+    job = plan.job
+    told: dict[str, object] = {}
+    if job.end is not None:
+        told["end"] = [_picture(job.end.picture.path), asdict(job.end.picture.fit), job.end.strength]
+    if job.paddings is not None:
+        told["paddings"] = list(job.paddings)
+    if job.is_directed:
+        told["directions"] = [
+            {
+                **{key: value for key, value in asdict(direction).items() if key not in ("loras", "image")},
+                "negative_prompt": direction.negative_prompt if direction.true_cfg_scale != 1.0 else "",
+                "image": None
+                if direction.image is None
+                else [_picture(direction.image.path), asdict(direction.image.fit)],
+                "bake": bake_recipe(plan, section).identity,
+            }
+            for section, direction in enumerate(job.directions)
+        ]
+    return told
 
 
 def _changing(execution: Execution) -> dict[str, str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from goan_cli.jobs.fields import colour_of
 from goan_cli.jobs.images import open_image
 from goan_cli.jobs.sizes import Fit
 
@@ -17,11 +18,21 @@ _POSTERIOR_STREAM = 0x5EED_1A7E
 
 
 def fitted_pixels(path: Path, fit: Fit) -> NDArray[np.uint8]:
-    """The image resized to cover the render size (Lanczos) and cut at the centre: `(h, w, 3)` uint8."""
+    """The image resized (Lanczos) and cut at the centre, black where it does not reach: `(h, w, 3)` uint8."""
     image = open_image(path)
     if fit.resized != image.size:
         image = image.resize(fit.resized, Image.Resampling.LANCZOS)
     return np.asarray(image.crop(fit.box))
+
+
+def filled_pixels(start: str, size: tuple[int, int], seed: int) -> NDArray[np.uint8]:
+    """The start of a video without an image: `(h, w, 3)` uint8 of one colour, or of noise that the seed decides."""
+    colour = colour_of(start)
+    width, height = size
+    if colour is None:
+        drawn = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+        return np.asarray(drawn, np.uint8)
+    return np.full((height, width, 3), colour, np.uint8)
 
 
 class ImageEncoder:
@@ -57,8 +68,11 @@ def posterior(vae: Any, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:  # 
     return distribution.mean.float().cpu(), distribution.logvar.float().cpu()
 
 
-def start_latent(mean: Tensor, logvar: Tensor, *, scale: float, seed: int) -> Tensor:
-    """A draw from a posterior, times the VAE's scale: `(1, 16, 1, h/8, w/8)`, decided by the seed."""
-    generator = torch.Generator("cpu").manual_seed(seed ^ _POSTERIOR_STREAM)
+def start_latent(mean: Tensor, logvar: Tensor, *, scale: float, seed: int, picture: int = 0) -> Tensor:
+    """A draw from a posterior, times the VAE's scale: `(1, 16, 1, h/8, w/8)`, decided by the seed.
+
+    `picture` numbers the job's pictures, so that two are not drawn alike: 0 is the start.
+    """
+    generator = torch.Generator("cpu").manual_seed((seed ^ _POSTERIOR_STREAM) + picture)
     noise = torch.randn(mean.shape, generator=generator)
     return (mean + (0.5 * logvar).exp() * noise) * scale

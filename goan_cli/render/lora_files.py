@@ -33,7 +33,7 @@ def refuse_broken_values(plans: Sequence[RenderPlan]) -> None:
     problems: dict[Path, Problem] = {}
     seen: set[tuple[Path, tuple[str, ...], tuple[str, ...]]] = set()
     for plan in plans:
-        for lora in plan.loras:
+        for lora in plan.every_lora:
             path = lora.use.path
             if (path, lora.use.include, lora.use.exclude) in seen:
                 continue

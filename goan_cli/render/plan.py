@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from goan_cli.documents import KeyPath
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, MissingModel, Problem
 from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, StepCacheKind
 from goan_cli.jobs.load import JobRequest
-from goan_cli.jobs.resolve import DEFAULT_MODEL, lora_use, resolve_job
+from goan_cli.jobs.resolve import DEFAULT_MODEL, resolve_job
 from goan_cli.jobs.schema import LoraSpec
 from goan_cli.jobs.sections import Family
+from goan_cli.jobs.timeline import lora_use
 from goan_cli.lora.adapter import Adapter, Selection, Shapes, read_adapter
 from goan_cli.model.checkpoint import read_checkpoint
 from goan_cli.packs.find import find_pack
@@ -34,14 +36,25 @@ class PlannedLora:
 class RenderPlan:
     """One job with all that it needs found and checked. LoRAs of weight 0 are left out, with a note.
 
-    `computes` are the 0-based steps that MagCache computes, by the pack's calibration; None without it.
+    `section_loras` are those of each section in sampling order, where a timeline changes them; else empty. `computes`
+    are the 0-based steps that MagCache computes, by the pack's calibration; None without it.
     """
 
     job: Job
     pack: Pack
     loras: tuple[PlannedLora, ...]
+    section_loras: tuple[tuple[PlannedLora, ...], ...] = ()
     computes: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+
+    def loras_of(self, section: int) -> tuple[PlannedLora, ...]:
+        """The LoRAs that are baked for a section, counted from 0 in sampling order."""
+        return self.section_loras[section] if self.section_loras else self.loras
+
+    @property
+    def every_lora(self) -> tuple[PlannedLora, ...]:
+        """The LoRAs of all sections."""
+        return tuple(lora for loras in (self.section_loras or (self.loras,)) for lora in loras)
 
 
 class _Packs:
@@ -110,7 +123,8 @@ def _output_problems(plans: Sequence[tuple[JobRequest, RenderPlan]]) -> list[Pro
     found: list[Problem] = []
     inputs: dict[str, Path] = {}
     for request, plan in plans:
-        for path in (request.origin.document.file, plan.job.image, *(lora.path for lora in plan.job.loras)):
+        loras = (lora.path for direction in plan.job.directions for lora in direction.loras)
+        for path in (request.origin.document.file, *plan.job.pictures, *loras):
             if path is not None:
                 inputs[_place(path)] = path
     owners: dict[str, object] = {}
@@ -158,30 +172,59 @@ def _plan(
         family=Family(pack.family), window=pack.window, steps=pack.steps, resolution=pack.resolution
     )
     job, problems = resolve_job(request, defaults, out=out)
-    loras: list[PlannedLora] = []
     notes: list[str] = []
-    for index, spec in enumerate(request.spec.loras or ()):
-        use = lora_use(spec)
-        if not use.path.is_file():
-            continue  # resolve_job has said so
-        try:
-            adapter = adapters(pack, shapes, use)
-        except InvalidInput as error:
-            problems.append(request.problem(("loras", index, "path"), error.message, hint=error.hint))
-            continue
-        if use.weight == 0:
-            notes.append(f"{use.path.name} has weight 0 and is left out")
-        else:
-            loras.append(PlannedLora(use=use, adapter=adapter))
-        notes += [f"{use.path.name}: skipped {count} {rule}" for rule, count in adapter.skipped.items()]
-        notes += [f"{use.path.name}: {warning}" for warning in adapter.warnings]
+    matched, wrong = _matched(request, pack, shapes, adapters, notes)
+    problems += wrong
     if job is None or problems:
         return None, problems
     try:
         computes = _computed_steps(job, pack, notes)
     except InvalidInput as error:
         return None, [request.problem(("step_cache",), error.message, hint=error.hint)]
-    return RenderPlan(job=job, pack=pack, loras=tuple(loras), computes=computes, notes=tuple(notes)), []
+    loras = tuple(matched[use] for use in job.loras if use in matched)
+    changing = any(direction.loras != job.loras for direction in job.directions)
+    section_loras = tuple(tuple(matched[use] for use in each.loras if use in matched) for each in job.directions)
+    return (
+        RenderPlan(
+            job=job,
+            pack=pack,
+            loras=loras,
+            section_loras=section_loras if changing else (),
+            computes=computes,
+            notes=tuple(notes),
+        ),
+        [],
+    )
+
+
+def _matched(
+    request: JobRequest, pack: Pack, shapes: Shapes, adapters: _Adapters, notes: list[str]
+) -> tuple[dict[LoraUse, PlannedLora], list[Problem]]:
+    """Every LoRA of the job and its timeline matched with the model, those of weight 0 left out."""
+    spec, problems = request.spec, []
+    asked: list[tuple[KeyPath, LoraSpec]] = [(("loras", index), lora) for index, lora in enumerate(spec.loras or ())]
+    for number, moment in enumerate(spec.timeline or ()):
+        asked += [(("timeline", number, "loras", index), lora) for index, lora in enumerate(moment.loras or ())]
+    matched: dict[LoraUse, PlannedLora] = {}
+    told: set[Path] = set()
+    for path, lora in asked:
+        use = lora_use(lora)
+        if not use.path.is_file() or use in matched:
+            continue  # of a missing one, resolve_job has said so
+        try:
+            adapter = adapters(pack, shapes, use)
+        except InvalidInput as error:
+            problems.append(request.problem((*path, "path"), error.message, hint=error.hint))
+            continue
+        if use.weight == 0:
+            notes.append(f"{use.path.name} has weight 0 and is left out")
+        else:
+            matched[use] = PlannedLora(use=use, adapter=adapter)
+        if use.path not in told:
+            notes += [f"{use.path.name}: skipped {count} {rule}" for rule, count in adapter.skipped.items()]
+            notes += [f"{use.path.name}: {warning}" for warning in adapter.warnings]
+        told.add(use.path)
+    return matched, problems
 
 
 def _defaults_of_missing(request: JobRequest) -> ModelDefaults:

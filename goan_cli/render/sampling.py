@@ -16,7 +16,7 @@ from goan_cli.model.transformer import (
     SectionContext,
     StepConditioning,
 )
-from goan_cli.render.conditioning import Conditioning, placed
+from goan_cli.render.conditioning import Conditioning, SectionConditioning, placed
 from goan_cli.render.schedule import noise_sigmas
 from goan_cli.render.unipc import UniPCState, unipc_steps
 
@@ -123,18 +123,24 @@ def sample_sections(
         history = start if plan.family is Family.F1 else empty
         after = Progress(history=history, noise_state=generator.get_state())
     progress = after
-    tables = _tables(model, conditioning, sampling, sigmas[:-1])
+    told: SectionConditioning | None = None
+    tables: list[list[StepConditioning]] = []
     for section in plan.sections[after.sections :]:
+        before, told = told, conditioning.of(section.number, sampling)
+        if before is None or _texts(before) != _texts(told):
+            tables = _tables(model, told, sigmas[:-1])
         generator.set_state(progress.noise_state)
         noise = torch.randn((1, start.shape[1], plan.window, height, width), generator=generator)
         context = model.context_for(
             latent_indices=torch.tensor(section.latent_indices),
             latent_size=(height, width),
-            clean=clean_latents(section, plan.family, progress.history, start),
-            image_embeds=conditioning.image_embeds,
+            clean=clean_latents(
+                section, plan.family, _seen_history(progress, conditioning), told.start_latent.float().cpu()
+            ),
+            image_embeds=told.image_embeds,
         )
         branches = _branches(tables, make_cache, progress.within, model.device)
-        predict = _predictor(model, context, branches, sampling, on_step)
+        predict = _predictor(model, context, branches, told, sampling, on_step)
         begun = _placed(progress.within.sampler, model.device) if progress.within else None
         latents = noise
         for state in unipc_steps(predict, noise.to(model.device), sigmas, begun):
@@ -155,6 +161,20 @@ def sample_sections(
             computed_steps=(*progress.computed_steps, tuple(cache.computed) if cache else ()),
         )
         yield SampledSection(section=section, latents=latents, progress=progress)
+
+
+def _texts(told: SectionConditioning) -> tuple[object, ...]:
+    """What a section's step conditionings depend on: the same tensors, not equal ones."""
+    negative = None if told.negative is None else (id(told.negative.embeds), id(told.negative.pooled))
+    positive = (id(told.positive.embeds), id(told.positive.pooled))
+    return positive, negative, told.guidance_scale, told.true_cfg_scale
+
+
+def _seen_history(progress: Progress, conditioning: Conditioning) -> Tensor:
+    """The history that the next section sees: to the first one sampled, an end image is what comes after it."""
+    if progress.sections == 0 and conditioning.end_latent is not None:
+        return conditioning.end_latent.float().cpu()
+    return progress.history
 
 
 def _placed(state: UniPCState, device: torch.device) -> UniPCState:
@@ -190,18 +210,18 @@ def _extended(history: Tensor, latents: Tensor, start: Tensor, section: Section,
 
 
 def _tables(
-    model: PackedTransformer, conditioning: Conditioning, sampling: Sampling, sigmas: Sequence[float]
+    model: PackedTransformer, told: SectionConditioning, sigmas: Sequence[float]
 ) -> list[list[StepConditioning]]:
     """The conditioning of every step: of the positive branch, and of the negative one where true CFG is on."""
-    texts = [conditioning.positive]
-    if sampling.true_cfg_scale != 1.0 and conditioning.negative is not None:
-        texts.append(conditioning.negative)
+    texts = [told.positive]
+    if told.true_cfg_scale != 1.0 and told.negative is not None:
+        texts.append(told.negative)
 
     def rounded(value: float) -> Tensor:
         # In the model's dtype, as upstream rounds them: in bf16 that moves the timestep, and so the picture.
         return torch.tensor([value * TIME_SCALE], device=model.device).to(model.dtype)
 
-    timesteps, guidance = [rounded(sigma) for sigma in sigmas], rounded(sampling.guidance_scale)
+    timesteps, guidance = [rounded(sigma) for sigma in sigmas], rounded(told.guidance_scale)
     return [model.step_conditionings(placed(text, model.device, model.dtype), timesteps, guidance) for text in texts]
 
 
@@ -223,6 +243,7 @@ def _predictor(
     model: PackedTransformer,
     context: SectionContext,
     branches: list[_Branch],
+    told: SectionConditioning,
     sampling: Sampling,
     on_step: OnStep,
 ) -> Callable[[Tensor, float, int], Tensor]:
@@ -235,7 +256,7 @@ def _predictor(
         )
         velocity = positive
         if negative:
-            velocity = guided(positive, negative[0], sampling.true_cfg_scale, sampling.guidance_rescale)
+            velocity = guided(positive, negative[0], told.true_cfg_scale, sampling.guidance_rescale)
         on_step(step)
         return x - sigma * velocity
 

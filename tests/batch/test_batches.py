@@ -517,7 +517,7 @@ def test_failure_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_picture_that_cannot_be_encoded(tmp_path: Path) -> None:
     """A job whose picture was spoilt since it was planned fails before anything is rendered; the others are."""
     picture = tmp_path / "other.png"
-    picture.write_bytes(_small(tmp_path).job.image.read_bytes())
+    picture.write_bytes(_small(tmp_path).job.pictures[0].read_bytes())
     plans = [_small(tmp_path, "spoilt", image=str(picture)), _small(tmp_path, "good")]
     picture.write_bytes(b"no picture any more")
     outcomes, heard = _heard(plans, cache=tmp_path / "cache")
@@ -531,7 +531,7 @@ def test_picture_that_cannot_be_encoded(tmp_path: Path) -> None:
 def test_vanished_picture_of_a_finished_job(tmp_path: Path, cached: bool) -> None:
     """A finished job whose picture is gone cannot be compared any more: it fails alone, its result untouched."""
     picture = tmp_path / "other.png"
-    picture.write_bytes(_small(tmp_path).job.image.read_bytes())
+    picture.write_bytes(_small(tmp_path).job.pictures[0].read_bytes())
     plans = [_small(tmp_path, "gone", image=str(picture)), _small(tmp_path, "good")]
     _heard(plans[:1])
     before = _contents(plans[0].job.output.dir)

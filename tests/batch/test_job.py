@@ -364,7 +364,7 @@ def test_vanished_files(tmp_path: Path, embeddings: Path, missing: str) -> None:
     """A picture or LoRA that vanished since it was planned fails the job by its path, before anything is rendered."""
     lora = write_lora(tmp_path / "gone.safetensors", factors(TO_Q, TINY_SQUARE))
     plan = _plan(tmp_path, lora)
-    path = plan.job.image if missing == "image" else lora
+    path = plan.job.pictures[0] if missing == "image" else lora
     path.unlink()
     with pytest.raises(InvalidInput, match=path.name):
         _render(plan, embeddings)

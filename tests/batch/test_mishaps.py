@@ -116,7 +116,7 @@ def test_a_lora_that_vanished_before_the_run(tmp_path: Path, order: Order) -> No
 def test_a_spoilt_picture_is_named(tmp_path: Path) -> None:
     """A picture that was spoilt since it was planned fails its job by its name."""
     picture = tmp_path / "p.png"
-    picture.write_bytes(_small(tmp_path).job.image.read_bytes())
+    picture.write_bytes(_small(tmp_path).job.pictures[0].read_bytes())
     plan = _small(tmp_path, image=str(picture))
     picture.write_bytes(b"x")
     (outcome,), _ = _run([plan])
@@ -234,7 +234,7 @@ def test_killed_before_the_tidying_up(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_failure_that_is_over(tmp_path: Path) -> None:
     """A job that failed for a vanished picture, and is up to date now that it is back, is not failed any more."""
     picture = tmp_path / "p.png"
-    picture.write_bytes(_small(tmp_path).job.image.read_bytes())
+    picture.write_bytes(_small(tmp_path).job.pictures[0].read_bytes())
     plan = _small(tmp_path, image=str(picture))
     _run([plan])
     content = picture.read_bytes()

@@ -38,7 +38,7 @@ def test_the_same_again(tmp_path: Path, rendered: RenderPlan) -> None:
 
 def test_another_image_is_named(tmp_path: Path, rendered: RenderPlan) -> None:
     """Where the image has changed since, the result differs, and the image is named as a cause."""
-    Image.new("RGB", (48, 40), "green").save(rendered.job.image)
+    Image.new("RGB", (48, 40), "green").save(rendered.job.pictures[0])
     found = replay(rendered.job.sidecar, tmp_path / "again", device="cpu")
     assert (found.same, found.latents, found.frames, found.video) == (False, False, False, False)
     assert found.causes == ("another image",)
@@ -82,7 +82,7 @@ def test_what_cannot_be_replayed(tmp_path: Path, rendered: RenderPlan) -> None:
     other.write_text(json.dumps(content))
     with pytest.raises(InvalidInput, match="no digests"):
         replay(other, tmp_path / "again", device="cpu")
-    rendered.job.image.unlink()
+    rendered.job.pictures[0].unlink()
     with pytest.raises(InvalidJobs, match=r"start\.png"):
         replay(rendered.job.sidecar, tmp_path / "again", device="cpu")
     assert not (tmp_path / "again").exists()

@@ -219,7 +219,7 @@ def test_library_use(tmp_path: Path) -> None:
     """goan as a library: job file to plans, one engine for all of them, each job's result and events in hand."""
     # A job file, as for the command line; paths in it are relative to it.
     jobs = tmp_path / "jobs.yaml"
-    image = tiny_plan(tmp_path).job.image.name
+    image = tiny_plan(tmp_path).job.pictures[0].name
     jobs.write_text(
         f"defaults: {{image: {image}, size: [32, 32], sections: 1, steps: 2}}\n"
         "jobs:\n"
@@ -334,7 +334,7 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
     }
     assert sidecar["settings"] == {
         "model": "tiny",
-        "image": str(plan.job.image),
+        "image": str(plan.job.pictures[0]),
         "prompt": "a red ball moves to the left",
         "negative_prompt": "dark",
         "sections": 2,
@@ -364,7 +364,7 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
     assert sidecar["quality"]["seconds"] == round(17 / 24, 4)
     assert len(sidecar["quality"]["sections"]) == 2
     assert sidecar["machines"] == [f"cpu, float32, torch {sidecar['versions']['torch']}"]
-    assert sidecar["inputs"]["image"]["sha256"] == sha256_of(plan.job.image)
+    assert sidecar["inputs"]["image"]["sha256"] == sha256_of(plan.job.pictures[0])
     assert sidecar["pack"] == {
         "name": "tiny",
         "family": "inverted",
@@ -430,11 +430,11 @@ def test_sidecar_of_a_bake_into_zeros(tmp_path: Path) -> None:
 def test_image_replaced_while_rendering(tmp_path: Path) -> None:
     """The sidecar has the hash of the image that was rendered, also where the file is another by the end."""
     plan = tiny_plan(tmp_path, "job")
-    rendered = sha256_of(plan.job.image)
+    rendered = sha256_of(plan.job.pictures[0])
 
     def listen(event: Event) -> None:
         if isinstance(event, StepFinished):
-            plan.job.image.write_bytes(b"the next picture")
+            plan.job.pictures[0].write_bytes(b"the next picture")
 
     render_job(Engine(device="cpu"), plan, listener=listen)
     assert _sidecar(plan)["inputs"]["image"]["sha256"] == rendered

@@ -124,7 +124,7 @@ def test_up_to_date_elsewhere(tmp_path: Path) -> None:
     plan = _plan(tmp_path)
     _finish(plan)
     plan.job.output.dir.rename(tmp_path / "moved")
-    plan.job.image.rename(tmp_path / "renamed.png")
+    plan.job.pictures[0].rename(tmp_path / "renamed.png")
     moved = _plan(tmp_path, image=str(tmp_path / "renamed.png"), output={"dir": str(tmp_path / "moved")})
     assert _standing(moved).state is State.UP_TO_DATE
 
@@ -292,7 +292,7 @@ def test_pictures_that_have_vanished(tmp_path: Path) -> None:
     """A finished job whose picture is gone cannot be compared: it is told by the picture's path."""
     plan = _plan(tmp_path)
     _finish(plan)
-    plan.job.image.unlink()
+    plan.job.pictures[0].unlink()
     with pytest.raises(InvalidInput, match=r"start\.png: cannot be read any more"):
         _standing(plan)
 
@@ -321,7 +321,7 @@ def _newer_result(job: Job) -> None:
 def _other_picture(job: Job) -> None:
     """The job's own result, and then another picture in the place of the one that it was made from."""
     _finish(_plan(job.output.dir.parent, job.name))
-    Image.linear_gradient("L").resize((48, 40)).convert("RGB").save(job.image)
+    Image.linear_gradient("L").resize((48, 40)).convert("RGB").save(job.pictures[0])
 
 
 OTHERS = [

@@ -76,7 +76,7 @@ def test_a_number_is_no_other_job_s_name(tmp_path: Path) -> None:
 def test_one_vanished_picture_fails_one_job(tmp_path: Path) -> None:
     """A finished job whose picture has vanished has failed, by itself."""
     other = tmp_path / "other.png"
-    other.write_bytes(_plan(tmp_path, "x").job.image.read_bytes())
+    other.write_bytes(_plan(tmp_path, "x").job.pictures[0].read_bytes())
     plans = [_plan(tmp_path, "gone", image=str(other)), _plan(tmp_path, "new")]
     _finish(plans[0])
     other.unlink()
@@ -125,7 +125,7 @@ def test_something_is_to_be_done(tmp_path: Path) -> None:
     heard: list[RunEvent] = []
     assert finished_already([done, new], SETTINGS, heard.append) is None
     assert finished_already([done], RunSettings(device="cpu", force=True), heard.append) is None
-    done.job.image.unlink()
+    done.job.pictures[0].unlink()
     assert finished_already([done], SETTINGS, heard.append) is None
     assert heard == []
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from goan_cli.jobs.schema import memory_bytes
+from goan_cli.jobs.fields import memory_bytes
 from goan_cli.model.attention import attention
 from goan_cli.model.calls import compiled_calls
 from goan_cli.model.config import TransformerConfig

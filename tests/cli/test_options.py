@@ -41,7 +41,7 @@ def test_a_job_without_a_file(folder: Path) -> None:
     """An image and a prompt make a job, named after the image and its seed."""
     (plan,) = plans_for(asked(image=Path("start.png"), prompt="x", seed=7))
     assert plan.job.name == "start-7"
-    assert plan.job.image == folder / "start.png"
+    assert plan.job.pictures[0] == folder / "start.png"
     assert plan.job.output.dir == folder / "renders"
     (drawn,) = plans_for(asked(image=Path("start.png"), prompt="x"))
     assert drawn.job.name == f"start-{drawn.job.sampling.seed}"

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from goan_cli.documents import Document
 from goan_cli.errors import Problem
 from goan_cli.jobs.expand import Expanded, expanded
+from goan_cli.jobs.fields import is_name
 from goan_cli.jobs.job import Variant
 from goan_cli.jobs.load import JobRequest, load_requests
-from goan_cli.jobs.schema import JobEntry, is_name
+from goan_cli.jobs.schema import JobEntry
 from tests.conftest import MINIMAL, plan_files, problems_in, write_jobs, write_lora
 
 PROMPT = {"prompt": "x", "sections": 1}

@@ -6,16 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from goan_cli.jobs.schema import (
-    GatesSpec,
-    JobEntry,
-    JobSpec,
-    LoraSpec,
-    OutputSpec,
-    StepCacheSpec,
-    json_schema,
-    memory_bytes,
-)
+from goan_cli.jobs.fields import memory_bytes
+from goan_cli.jobs.json_schema import json_schema
+from goan_cli.jobs.schema import GatesSpec, JobEntry, JobSpec, LoraSpec, OutputSpec, StepCacheSpec
 
 SCHEMA = json_schema()
 # The vocabulary of draft 2020-12 that a schema like this one can need.

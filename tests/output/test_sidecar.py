@@ -62,7 +62,7 @@ RECORD = RenderRecord(
     findings=[Finding(defect="drift", seen="luma wanders", fails=False)],
     machines=["cpu"],
     pack=PackRecord(name="tiny", family="inverted", manifest=Path("/packs/pack.yaml"), identity="abc"),
-    image_sha256="def",
+    pictures={"/somewhere/start.png": "def"},
     bake={"moved": 1.0},
     computed_steps=[[0, 1, 2], [0, 2]],
     timings={"sample": 1.23456},
@@ -84,7 +84,8 @@ def job_of(folder: Path, job: dict[str, Any], name: str = "shot") -> Job:
 
 def content_of(job: Job) -> dict[str, Any]:
     """A whole sidecar."""
-    return sidecar(job, RECORD, VideoInfo(frames=25, size=job.size, fps=job.fps), "123")
+    record = replace(RECORD, pictures=dict.fromkeys(map(str, job.pictures), "def"))
+    return sidecar(job, record, VideoInfo(frames=25, size=job.size, fps=job.fps), "123")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_tables_take_what_was_foreseen(tmp_path: Path) -> None:
     engine.sample(plan, conditioning)
     loaded = engine._transformers._loaded
     assert loaded is not None
-    tables = _tables(loaded.model, conditioning, plan.job.sampling, [0.9, 0.6, 0.3])
+    tables = _tables(loaded.model, conditioning.of(0, plan.job.sampling), [0.9, 0.6, 0.3])
     held = sum(tensor.nbytes for steps in tables for step in steps for tensor in vars(step).values())
     words = max(conditioning.positive.embeds.shape[1], conditioning.negative.embeds.shape[1])
     foreseen = memory_of(plan, precision="fp32", image=4, text=words, budget=None).tables

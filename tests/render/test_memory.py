@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from goan_cli.errors import EnvironmentFault
-from goan_cli.jobs.schema import memory_bytes
+from goan_cli.jobs.fields import memory_bytes
 from goan_cli.model import fp8
 from goan_cli.model.config import TransformerConfig
 from goan_cli.model.fp8 import use_fp8

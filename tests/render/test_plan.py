@@ -26,7 +26,7 @@ def _problems(folder: Path, **settings: object) -> list[str]:
 
 
 def _request(folder: Path, name: str, **settings: object) -> JobRequest:
-    image = str(tiny_plan(folder).job.image)
+    image = str(tiny_plan(folder).job.pictures[0])
     keys = {"image": image, "prompt": "a ball", "name": name, **settings}
     (request,), problems = request_from_settings(settings_document((), keys), name=name)
     assert problems == []
@@ -110,7 +110,7 @@ def test_no_result_replaces_an_input(tmp_path: Path, image: str, output: dict[st
     where = str(tmp_path / "out")
     start = tmp_path / "out" / image
     start.parent.mkdir()
-    start.write_bytes(tiny_plan(tmp_path).job.image.read_bytes())
+    start.write_bytes(tiny_plan(tmp_path).job.pictures[0].read_bytes())
     harmless = _request(tmp_path, "job", image=str(start), output={"dir": where})
     assert len(plan_renders([harmless])) == 1
     with pytest.raises(InvalidJobs, match="would replace a file that a job is made from"):
