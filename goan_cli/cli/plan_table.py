@@ -8,10 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from goan_cli.batch.standing import OnExists, Standing, State, standing_of
+from goan_cli.cli.section_table import section_table, shortened
 from goan_cli.cli.terminal import make_console
 from goan_cli.errors import GoanError
-from goan_cli.jobs.job import AttentionBackend, DecodeMode, Job, WantedPrecision
-from goan_cli.jobs.sections import LATENT_FRAME, Family
+from goan_cli.jobs.job import AttentionBackend, DecodeMode, Job, Moment, Picture, WantedPrecision
+from goan_cli.jobs.sections import LATENT_FRAME
+from goan_cli.jobs.timeline import section_seconds
 from goan_cli.render.budget import foreseen_memory
 from goan_cli.render.identity import bake_recipe
 from goan_cli.render.memory import describe
@@ -19,7 +21,8 @@ from goan_cli.render.plan import PlannedLora, RenderPlan
 
 _MOST_IN_FULL = 8
 _APPROXIMATE = (WantedPrecision.FP8, AttentionBackend.SAGE)
-_LONGEST_PROMPT = 40
+_WORTH_A_WORD = 0.005  # of an image
+_SNAPPED = 0.005  # seconds
 _WORTH_SAYING = 2 * 10**9  # bytes of memory that a job needs
 
 
@@ -49,11 +52,7 @@ def _row(standing: Standing) -> tuple[str, ...]:
     steps = f"{len(job.sections.sections)} x {job.sampling.steps}"
     name = _without_drawn_seed(job, job.name)
     seconds = f"{job.sections.frames / job.fps:.2f}"
-    return name, f"{job.size[0]}x{job.size[1]}", seconds, steps, loras or "-", _state(standing), _shortened(job.prompt)
-
-
-def _shortened(prompt: str) -> str:
-    return prompt if len(prompt) <= _LONGEST_PROMPT else f"{prompt[:_LONGEST_PROMPT]}…"
+    return name, f"{job.size[0]}x{job.size[1]}", seconds, steps, loras or "-", _state(standing), shortened(job.prompt)
 
 
 def _state(standing: Standing) -> str:
@@ -81,7 +80,7 @@ def show_plan(console: Console, standing: Standing) -> None:
         grid.add_row(label, escape(text))
     console.rule(f"[bold]{escape(_without_drawn_seed(job, job.name))}", align="left")
     console.print(grid)
-    console.print(_section_table(job))
+    console.print(section_table(job))
 
 
 def _rows(plan: RenderPlan) -> list[tuple[str, str]]:
@@ -90,9 +89,11 @@ def _rows(plan: RenderPlan) -> list[tuple[str, str]]:
     if job.negative_prompt:
         rows.append(("negative", job.negative_prompt))
     rows += [
+        *_pictures(job),
         ("video", _video(job)),
         ("sampling", _sampling(job)),
-        ("guidance", f"distilled {sampling.guidance_scale:g}, true CFG {_cfg(job)}"),
+        ("guidance", f"distilled {_guidance(job)}, true CFG {_cfg(job)}"),
+        *(("timeline", _moment(job, moment)) for moment in job.timeline),
         ("step cache", _step_cache(plan)),
         *_execution(plan),
         ("seed", "drawn when it renders" if job.seed_drawn else str(sampling.seed)),
@@ -139,8 +140,47 @@ def _without_drawn_seed(job: Job, text: str) -> str:
 
 def _image(job: Job) -> str:
     fit = job.image_fit
-    crop = f"{fit.lost:.0%} cut off" if fit.lost >= 0.005 else "nothing cut off"
-    return f"{job.image} {fit.source[0]}x{fit.source[1]}, resized to {fit.resized[0]}x{fit.resized[1]}, {crop}"
+    if job.image is None:
+        return f"none: it begins from {job.start}"
+    return _picture(Picture(path=job.image, fit=fit))
+
+
+def _picture(picture: Picture) -> str:
+    fit = picture.fit
+    crop = f"{fit.lost:.0%} cut off" if fit.lost >= _WORTH_A_WORD else "nothing cut off"
+    black = f", {fit.beside:.0%} black beside it" if fit.beside >= _WORTH_A_WORD else ""
+    source, resized = (f"{width}x{height}" for width, height in (fit.source, fit.resized))
+    return f"{picture.path} {source}, resized to {resized}, {crop}{black}"
+
+
+def _pictures(job: Job) -> list[tuple[str, str]]:
+    """The image that the video ends on."""
+    if job.end is None:
+        return []
+    what = "the start image: a loop" if job.loop else _picture(job.end.picture)
+    return [("ends on", what if job.end.strength == 1.0 else f"{what}, strength {job.end.strength:g}")]
+
+
+def _guidance(job: Job) -> str:
+    schedule, scale = job.guidance_schedule, job.sampling.guidance_scale
+    return f"{scale:g}" if schedule is None else f"{scale:g} to {schedule.end:g}, {schedule.shape}"
+
+
+def _moment(job: Job, moment: Moment) -> str:
+    """What changes when, and what the time was snapped to."""
+    begins = moment.section * section_seconds(job.sections.window, job.fps)
+    asked = "" if abs(begins - moment.at) < _SNAPPED else f" (asked for {moment.at:g} s)"
+    changes = [
+        *((f"{moment.prompt}",) if moment.prompt is not None else ()),
+        *((f"over {_count(moment.blend, 'section')}",) if moment.blend else ()),
+        *((f"negative: {moment.negative_prompt}",) if moment.negative_prompt is not None else ()),
+        *((f"guidance {moment.guidance_scale:g}",) if moment.guidance_scale is not None else ()),
+        *((f"true CFG {moment.true_cfg_scale:g}",) if moment.true_cfg_scale is not None else ()),
+        *((f"looks at {moment.image.path.name}",) if moment.image is not None else ()),
+        *((f"{lora.path.stem} x {lora.weight:g}" for lora in moment.loras) if moment.loras else ()),
+        *(("no LoRAs",) if moment.loras == () else ()),
+    ]
+    return f"from {begins:.3g} s{asked}: {', '.join(changes) or 'nothing changes'}"
 
 
 def _video(job: Job) -> str:
@@ -167,24 +207,9 @@ def _count(number: int, word: str) -> str:
 
 def _cfg(job: Job) -> str:
     sampling = job.sampling
+    if sampling.true_cfg_scale == 1.0 and job.is_guided:
+        return "off at first (see the timeline)"
     if sampling.true_cfg_scale == 1.0:
         return "off (the negative prompt is not used)" if job.negative_prompt else "off"
     rescale = f", rescale {sampling.guidance_rescale:g}" if sampling.guidance_rescale else ""
     return f"{sampling.true_cfg_scale:g}{rescale} (twice the work)"
-
-
-def _section_table(job: Job) -> Table:
-    inverted = job.sections.family is Family.INVERTED
-    table = Table(
-        title="sections in sampling order" + (", from the end of the video" if inverted else ""),
-        title_justify="left",
-    )
-    for column in ("#", *(("padding",) if inverted else ()), "frames", "seconds", "latent indices"):
-        table.add_column(column, justify="right")
-    for section in job.sections.sections:
-        first, stop = section.frames
-        padding = (str(section.padding),) if inverted else ()
-        span = f"{first / job.fps:.2f} - {stop / job.fps:.2f}"
-        indices = f"{section.latent_indices[0]} - {section.latent_indices[-1]}"
-        table.add_row(str(section.number + 1), *padding, f"{first} - {stop - 1}", span, indices)
-    return table

@@ -144,6 +144,7 @@ def refuse_wrong_paths(found: Sequence[FoundPart]) -> None:
 
 
 def _missing_model(model: str, name: str, parts: Sequence[FoundPart]) -> MissingModel:
+    names = [part.part for part in parts]
     nowhere = [part.part for part in parts if part.path is None]
     lacks = "; ".join(
         [
@@ -154,7 +155,7 @@ def _missing_model(model: str, name: str, parts: Sequence[FoundPart]) -> Missing
     size = size_text(sum(expected_size(part) for part in parts))
     return MissingModel(
         f"{name} is not complete on this machine: {lacks}",
-        hint=f"goan models pull {shlex.quote(model)} downloads {size}",
+        hint=f"goan models pull {shlex.quote(model)} downloads {'' if nowhere == names else 'up to '}{size}",
     )
 
 
