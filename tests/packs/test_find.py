@@ -444,7 +444,7 @@ def test_missing_model(machine: Path) -> None:
     assert said.startswith(f"{MODEL} is not complete on this machine: transformer, vae not found; ")
     assert f"{snapshot(machine / 'hf' / 'hub', 'tokenizer')}: the pack's tokenizer lacks tokenizer.json" in said
     assert not re.search(r"text_encoder|image_encoder|tokenizer_2", said)
-    assert caught.value.hint == f"goan models pull {MODEL} downloads 26.3 GB"
+    assert caught.value.hint == f"goan models pull {MODEL} downloads up to 26.3 GB"
 
 
 def test_little_to_download(machine: Path) -> None:
