@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo smoke test test-cuda check format tiny tiny-eval picture bench-lora bench-batch bench-peers bench-startup clean
+.PHONY: help install demo examples smoke test test-cuda check format tiny tiny-eval picture bench-lora bench-batch bench-peers bench-startup clean
 help:
 	@echo "make demo    install, render the quick start, and say where the video is"
+	@echo "make examples  render every job file of examples/ into build/examples"
 	@echo "make test    install, and run the whole default test suite"
 	@echo "make test-cuda   the tests that need a GPU"
 	@echo "make check   ruff, ruff format, mypy --strict, import-linter"
@@ -34,6 +35,9 @@ demo: $(INSTALLED)
 	$(BIN)/goan render examples/quickstart.yaml --preview
 	@echo "the video: $(CURDIR)/examples/renders/quickstart.mp4"
 	@echo "its frames: $(CURDIR)/examples/renders/quickstart.sheet.png"
+
+examples: $(INSTALLED)
+	$(BIN)/goan render examples --out build/examples --force --on-exists replace
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

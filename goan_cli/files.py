@@ -4,12 +4,13 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from goan_cli.errors import EnvironmentFault
+from goan_cli.errors import EnvironmentFault, InvalidInput
 
 _CHUNK = 1 << 20
 _FULL_HASH_UP_TO = 64 << 20
@@ -49,13 +50,17 @@ def size_text(size: int) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The hex SHA-256 of a file's content."""
+    """The hex SHA-256 of a file's content, or of the names and contents of a folder's files."""
+    if path.is_dir():
+        return digest_of(files={file.name: sha256_of(file) for file in path.iterdir() if file.is_file()})
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def known_sha256_of(path: Path) -> str:
     """`sha256_of`, computed once for as long as the file's size and time of change stay."""
+    if path.is_dir():
+        return digest_of(files={file.name: known_sha256_of(file) for file in path.iterdir() if file.is_file()})
     stat = path.stat()
     return _known_sha256_of(path, stat.st_size, stat.st_mtime_ns)
 
@@ -106,7 +111,15 @@ def remove_stray(path: Path) -> None:
     """Remove what writers of `path` left that were killed. Only for who knows that no other writer is alive."""
     with suppress(OSError):
         for stray in path.parent.glob(f".goan-*-{_tag(path)}{glob.escape(path.suffix)}"):
-            stray.unlink(missing_ok=True)
+            remove(stray)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _tag(path: Path) -> str:
@@ -114,23 +127,30 @@ def _tag(path: Path) -> str:
 
 
 @contextmanager
-def replaced_when_complete(path: Path) -> Iterator[Path]:
+def replaced_when_complete(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; renamed onto it when the block ends well, removed otherwise.
 
-    The temporary name keeps the suffix, since ffmpeg and Pillow choose the format by it. Raises EnvironmentFault
-    when the folder or the file cannot be written; other failures of the block pass through.
+    The temporary name keeps the suffix, since ffmpeg and Pillow choose the format by it. A `folder` is there, empty,
+    when the block begins. Raises EnvironmentFault when the folder or the file cannot be written; other failures of
+    the block pass through.
     """
     temporary = path.with_name(f".goan-{os.getpid()}-{_tag(path)}{path.suffix}")
     try:
         with _explained(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if folder:
+                remove(temporary)
+                temporary.mkdir()
             yield temporary
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())  # else a power cut could leave an empty file under the name
+            for each in temporary.iterdir() if folder else (temporary,):
+                with each.open("rb") as written:
+                    os.fsync(written.fileno())  # else a power cut could leave an empty file under the name
+            if folder:
+                remove(path)  # no folder is renamed onto another
             temporary.replace(path)
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
 
 
 @contextmanager
@@ -157,3 +177,13 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes under a temporary name, then rename them into place."""
     with replaced_when_complete(path) as temporary:
         temporary.write_bytes(data)
+
+
+def refuse_taken(path: Path, *inputs: Path, replacing: bool) -> None:
+    """Raise InvalidInput where a result would be written over an input, a folder, or any file without `replacing`."""
+    if any(os.path.realpath(each) == os.path.realpath(path) for each in inputs):
+        raise InvalidInput(f"{path}: would be written over what it is made from")
+    if path.is_dir():
+        raise InvalidInput(f"{path}: is a folder")
+    if os.path.lexists(path) and not replacing:
+        raise InvalidInput(f"{path}: is there already", hint="--replace writes over it")

@@ -1,6 +1,7 @@
 """What many tests need: a folder with a start image and a LoRA, and what planning says of a job file."""
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from tests.helpers import TINY_CONFIG
 
 # As `make tiny` does, and before oneDNN is first used: with AMX it gets gradients of bf16 convolutions wrong.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", SAFE_ISA)
+
+# A shell starts what runs in its background deaf to SIGINT, and so would be the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests' tensors are too small to share out, and threads that wait for one another on a busy machine make
 # the tiny pack's renders fifty times slower.

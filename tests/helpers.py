@@ -121,7 +121,10 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def tiny_plan(folder: Path, name: str = "job", loras: Sequence[tuple[Path, float]] = (), **settings: Any) -> RenderPlan:
-    """The plan of one small job (32 x 32, one section, two steps unless said otherwise) that writes to `folder`."""
+    """The plan of one small job (32 x 32, one section, two steps unless said otherwise) that writes to `folder`.
+
+    Without the recipe in its files, in which paths stand: so the same job makes the same bytes in any folder.
+    """
     image = folder / "start.png"
     if not image.exists():
         gradient = torch.arange(48 * 40 * 3, dtype=torch.float32).view(48, 40, 3) % 251
@@ -138,6 +141,7 @@ def tiny_plan(folder: Path, name: str = "job", loras: Sequence[tuple[Path, float
         "loras": [{"path": str(path), "weight": weight} for path, weight in loras],
         **settings,
     }
+    keys["output"] = {"metadata": False, **keys["output"]}
     requests, problems = request_from_settings(settings_document((), keys), name=name)
     (plan,) = plan_renders(requests, problems)
     return plan

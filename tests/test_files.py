@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from goan_cli.errors import EnvironmentFault
+from goan_cli.errors import EnvironmentFault, InvalidInput
 from goan_cli.files import (
     cache_folder,
     digest_of,
     fingerprint,
     known_sha256_of,
+    refuse_taken,
     remove_stray,
     replaced_when_complete,
     sha256_of,
@@ -94,6 +95,51 @@ def test_nothing_half_written(tmp_path: Path, failure: BaseException) -> None:
         raise failure
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == ["video.mp4"]
+
+
+def _folder(path: Path, **files: str) -> None:
+    path.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (path / name).write_text(text)
+
+
+def test_a_folder_replaced_when_complete(tmp_path: Path) -> None:
+    """A folder appears as a whole, in place of an earlier one and of nothing else's."""
+    path = tmp_path / "a.frames"
+    _folder(path, old="1")
+    with replaced_when_complete(path, folder=True) as temporary:
+        _folder(temporary, new="2")
+        assert [file.name for file in path.iterdir()] == ["old"]
+    assert [(file.name, file.read_text()) for file in path.iterdir()] == [("new", "2")]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_half_folder(tmp_path: Path) -> None:
+    """When the block fails the earlier folder stays as it was, and nothing is left of the new one."""
+    path = tmp_path / "a.frames"
+    _folder(path, old="1")
+    with pytest.raises(KeyError), replaced_when_complete(path, folder=True) as temporary:  # noqa: PT012 - the block is the test
+        _folder(temporary, new="2")
+        raise KeyError
+    assert [file.name for file in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_hash_of_a_folder(tmp_path: Path) -> None:
+    """A folder's hash follows its files' names and contents, at once, wherever it is."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    _folder(one, a="1", b="2")
+    _folder(two, b="2", a="1")
+    assert sha256_of(one) == sha256_of(two) == known_sha256_of(one)
+    seen = {sha256_of(one)}
+    for name, text in (("c", "3"), ("a", None), ("b", "22")):
+        if text is None:
+            (one / name).unlink()
+        else:
+            _folder(one, **{name: text})
+        assert known_sha256_of(one) == sha256_of(one)
+        assert sha256_of(one) not in seen
+        seen.add(sha256_of(one))
 
 
 def test_folders_are_made(tmp_path: Path) -> None:
@@ -240,3 +286,22 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, given: str | None, xdg: s
         else:
             monkeypatch.setenv(name, value)
     assert cache_folder() == Path(expected)
+
+
+def test_results_that_would_take_a_place(tmp_path: Path) -> None:
+    """A result is refused over what it is made from, by any path to it, over a folder, and over a file unless asked."""
+    source, there, folder = tmp_path / "a.mp4", tmp_path / "b.mp4", tmp_path / "c.mp4"
+    source.write_bytes(b"a")
+    there.write_bytes(b"b")
+    folder.mkdir()
+    refuse_taken(tmp_path / "new.mp4", source, replacing=False)
+    refuse_taken(there, source, replacing=True)
+    (tmp_path / "link.mp4").symlink_to(source)
+    for path, replacing, words in (
+        (source, True, "made from"),
+        (tmp_path / "link.mp4", True, "made from"),
+        (folder, True, "is a folder"),
+        (there, False, "is there already"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            refuse_taken(path, source, replacing=replacing)

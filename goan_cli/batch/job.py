@@ -4,30 +4,42 @@ import hashlib
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from goan_cli.batch.latents import JobLatents, job_latents
 from goan_cli.batch.leftovers import clear_earlier, ensure_writable, remove_state, remove_strays
 from goan_cli.batch.outcome import RenderResult
+from goan_cli.batch.post import finishing
 from goan_cli.batch.standing import own_checkpoints, with_seed
 from goan_cli.batch.stop import Stop
 from goan_cli.errors import Interrupted, QualityFailed
-from goan_cli.files import replaced_when_complete, sha256_of
-from goan_cli.output.pictures import Frame, keeping, sheet_frames, write_contact_sheet, write_latents, write_preview
+from goan_cli.files import remove, replaced_when_complete, sha256_of
+from goan_cli.jobs.formats import is_sequence
+from goan_cli.jobs.job import Job
+from goan_cli.output.ffmpeg import ffmpeg_version
+from goan_cli.output.joining import joined
+from goan_cli.output.latents import record_of, write_latents
+from goan_cli.output.pictures import Frame, keeping, sheet_frames, write_contact_sheet, write_poster, write_preview
 from goan_cli.output.quality import Finding, FrameMeter, Quality, findings
+from goan_cli.output.recipe import recipe_of
 from goan_cli.output.sidecar import PackRecord, RejectedSeed, RenderRecord, sidecar, write_sidecar
-from goan_cli.output.video import VideoInfo, ffmpeg_version, write_video
+from goan_cli.output.sound import add_sound
+from goan_cli.output.stretches import Stretch, with_stretches
+from goan_cli.output.video import VideoInfo, write_video, writing_video
+from goan_cli.render.decode import own_latents
 from goan_cli.render.engine import Engine
 from goan_cli.render.events import Event, Listener, Note, SectionFinished, Stage, ignore
 from goan_cli.render.execution import COMPILED
 from goan_cli.render.identity import job_identity
 from goan_cli.render.plan import RenderPlan
+from goan_cli.render.preview import filmstrip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +56,8 @@ class _Written:
     frames_sha256: str
     quality: Quality
     shown: dict[int, Frame]
+    first: Frame | None
+    post: dict[str, Any] | None
 
 
 def render_job(
@@ -116,24 +130,35 @@ def _render(engine: Engine, plan: RenderPlan, asked: _Asked, rejected: Sequence[
     """One seed of a job. The sidecar comes last: its presence means that the job is complete."""
     job, started = plan.job, time.perf_counter()
     engine.begin(asked.spent)
-    pictures = {str(path): sha256_of(path) for path in job.pictures}  # before they are read: afterwards may be others
+    pictures = {str(path): sha256_of(path) for path in job.inputs}  # before they are read: afterwards may be others
     latents = job_latents(engine, plan, asked_seed=asked.plan.job.sampling.seed, stop=asked.stop)
     if asked.stop.due:
         raise Interrupted(f"before the decode: {asked.stop.reason}")
-    with replaced_when_complete(job.video) as temporary:
-        written = _video(engine, plan, latents.sampled.latents, temporary, asked.stop)
+    compiled = any(COMPILED in machine for machine in latents.machines)
+    recipe = recipe_of(job, compiled=compiled) if job.output.metadata else None
+    with _replaced_when_complete(job) as (temporary, stretches):
+        if job.one_frame is not None:
+            written = _still(engine, plan, latents.sampled.latents, temporary, recipe)
+        else:
+            written = _video(engine, plan, latents.sampled.latents, temporary, stretches, recipe, asked.stop)
         found = findings(written.quality, job.gates)
         if any(finding.fails for finding in found):
+            remove(job.rejected)
             temporary.replace(job.rejected)
             reasons = "; ".join(finding.seen for finding in found if finding.fails)
             raise QualityFailed(reasons, hint=f"look at {job.rejected}")
         # From here to the end the job is not complete, and nothing may say so.
         clear_earlier(job, asked.identity)
         if job.output.keep_latents:
-            write_latents(job.latents, latents.sampled.latents.numpy())
+            kept = record_of(job, plan.pack.identity_of("vae"), recipe)
+            write_latents(job.latents, own_latents(latents.sampled.latents, job.sections).numpy(), kept)
     if written.shown:
         labels = [f"{number / job.fps:.1f} s" for number in written.shown]
-        write_contact_sheet(job.contact_sheet, list(written.shown.values()), labels)
+        write_contact_sheet(job.contact_sheet, list(written.shown.values()), labels, recipe)
+    if written.first is not None:
+        write_poster(job.poster, written.first, recipe)
+    if job.output.keep_previews:
+        _write_previews(job, latents.sampled.latents)
     for finding in found:
         engine.listener(Note(text=f"{finding.defect}: {finding.seen}"))
     record = _record(engine, plan, asked, rejected, latents, written, found, pictures)
@@ -150,10 +175,55 @@ def _render(engine: Engine, plan: RenderPlan, asked: _Asked, rejected: Sequence[
     )
 
 
-def _video(engine: Engine, plan: RenderPlan, latents: "Tensor", path: Path, stop: Stop) -> _Written:
-    """Decode and encode, while every frame is measured, hashed, and kept where the contact sheet shows it."""
+@contextmanager
+def _replaced_when_complete(job: Job) -> Iterator[tuple[Path, tuple[Path, ...]]]:
+    """Temporary paths of the video and of its sections' stretches, in the plan's order, where these are kept."""
+    with ExitStack() as stack:
+
+        def begun(path: Path) -> Path:
+            return stack.enter_context(replaced_when_complete(path, folder=is_sequence(path)))
+
+        numbers = range(1, len(job.sections.sections) + 1) if job.output.keep_sections else ()
+        yield begun(job.video), tuple(begun(job.section_video(number)) for number in numbers)
+
+
+def _write_previews(job: Job, latents: "Tensor") -> None:
+    """A rough picture of each section's latents, without those that stand beside them in the video."""
+    own, window = own_latents(latents, job.sections), job.sections.window
+    for section in job.sections.sections:
+        first = 1 + window * job.sections.place_of(section)
+        write_preview(job.preview(section.number + 1), filmstrip(own[:, :, first : first + window]).numpy())
+
+
+def _stretches(job: Job, paths: Sequence[Path], fps: float) -> list[Stretch]:
+    """Which frames of the finished video, at `fps`, each section's stretch has."""
+
+    def place(frame: int) -> int:
+        return round(frame * fps / job.fps)
+
+    own = [job.frames_of(section) for section in job.sections.sections]
+    return [
+        Stretch(start=place(first), stop=place(stop), path=path)
+        for (first, stop), path in zip(own, paths, strict=bool(paths))
+    ]
+
+
+def _video(
+    engine: Engine,
+    plan: RenderPlan,
+    latents: "Tensor",
+    path: Path,
+    sections: Sequence[Path],
+    recipe: str | None,
+    stop: Stop,
+) -> _Written:
+    """Decode and encode, while every frame is measured, hashed, and kept where a picture shows it.
+
+    The sections' stretches go to the paths `sections`, if any.
+    """
     job, meter, digest = plan.job, FrameMeter(), hashlib.sha256()
     shown: dict[int, Frame] = {}
+    first: dict[int, Frame] = {}
     finite = bool(latents.isfinite().all())
 
     def hashed(chunks: Iterable[Frame]) -> Iterator[Frame]:
@@ -161,16 +231,46 @@ def _video(engine: Engine, plan: RenderPlan, latents: "Tensor", path: Path, stop
             digest.update(np.ascontiguousarray(chunk).data)
             yield chunk
 
-    wanted = sheet_frames(job.sections.frames) if job.output.contact_sheet else ()
+    wanted = sheet_frames(job.frames) if job.output.contact_sheet else ()
+    finish = finishing(job.post, engine.device, size=job.size, fps=job.fps)
     with closing(engine.frames(plan, latents, stop=lambda: stop.asked)) as decoded:
-        frames = keeping(hashed(meter.watching(decoded)), wanted, shown)
-        video = write_video(path, frames, size=job.size, fps=job.fps, crf=job.output.crf)
+        made = meter.watching(decoded)
+        if job.extension is not None:
+            made = joined(made, job.extension, job.sections.frames - 1)
+        frames = keeping(hashed(made), wanted, shown)
+        writing = partial(writing_video, size=finish.size, fps=finish.fps, coding=job.output.coding, recipe=recipe)
+        finished = keeping(finish.frames(frames, fps=job.fps), (0,) if job.output.poster else (), first)
+        with closing(with_stretches(finished, _stretches(job, sections, finish.fps), writing)) as passing:
+            video = write_video(
+                path, passing, size=finish.size, fps=finish.fps, coding=job.output.coding, recipe=recipe
+            )
+    if job.extension is not None and job.extension.sounds:
+        add_sound(path, job.extension, video, job.output.format)
     return _Written(
         video=video,
         sha256=sha256_of(path),
         frames_sha256=digest.hexdigest(),
-        quality=meter.quality(job.sections, job.fps, finite=finite),
+        quality=meter.quality(job.sections, job.fps, finite=finite, before=job.decoded_before),
         shown=shown,
+        first=first.get(0),
+        post=finish.record,
+    )
+
+
+def _still(engine: Engine, plan: RenderPlan, latents: "Tensor", path: Path, recipe: str | None) -> _Written:
+    """Decode and write the one picture."""
+    job, meter = plan.job, FrameMeter()
+    finite = bool(latents.isfinite().all())
+    frames = np.concatenate(list(meter.watching(engine.frames(plan, latents))))
+    write_poster(path, frames[0], recipe)
+    return _Written(
+        video=VideoInfo(frames=1, size=job.size, fps=job.fps),
+        sha256=sha256_of(path),
+        frames_sha256=hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest(),
+        quality=meter.quality(job.sections, job.fps, finite=finite),
+        shown={},
+        first=None,
+        post=None,
     )
 
 
@@ -186,11 +286,12 @@ def _record(
 ) -> RenderRecord:
     job, pack = plan.job, plan.pack
     steps = job.sampling.steps * len(job.sections.sections)
+    own = own_latents(latents.sampled.latents, job.sections)
     return RenderRecord(
         identity=asked.identity,
         asked_seed=asked.plan.job.sampling.seed,
         rejected=rejected,
-        latents_sha256=hashlib.sha256(latents.sampled.latents.contiguous().numpy().tobytes()).hexdigest(),
+        latents_sha256=hashlib.sha256(own.contiguous().numpy().tobytes()).hexdigest(),
         frames_sha256=written.frames_sha256,
         quality=written.quality,
         findings=found,
@@ -207,6 +308,7 @@ def _record(
         memory=latents.sampled.memory,
         versions=versions(),
         notes=asked.notes,
+        post=written.post,
     )
 
 

@@ -95,7 +95,10 @@ class _Bakes:
             self.plain = _plain(report)
             return
         section = progress.sections + (1 if progress.within else 0)
-        sets = [dict(each) for each in self.plain["sets"]] if self.plain else []
+        plain = self.plain or {"sets": []}
+        if "sets" not in plain:  # begun as a job that names the same LoRA for all sections
+            plain = {"sets": [{"recipe": plain["recipe"], "sections": list(range(1, section)), "report": plain}]}
+        sets = [dict(each) for each in plain["sets"]]
         recipe = report.recipe if report else None
         for each in sets:
             if each["recipe"] == recipe:

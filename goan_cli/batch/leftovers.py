@@ -3,17 +3,19 @@
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from goan_cli.batch.lock import held
 from goan_cli.batch.standing import own_checkpoints
 from goan_cli.batch.stop import Stop
 from goan_cli.errors import EnvironmentFault, GoanError, InvalidInput
-from goan_cli.files import remove_stray, write_text
+from goan_cli.files import remove, remove_stray, write_text
+from goan_cli.jobs.formats import SUFFIXES
 from goan_cli.jobs.job import Job
-from goan_cli.output.sidecar import read_sidecar
+from goan_cli.output.sidecar import read_sidecar, recorded_video
 from goan_cli.render.checkpoint import checkpoint_files
 from goan_cli.render.plan import RenderPlan
 
@@ -40,25 +42,45 @@ def remove_strays(job: Job) -> None:
 
 
 def clear_earlier(job: Job, identity: str) -> None:
-    """Take away the sidecar, and what another recipe's job of this name left besides its video."""
+    """Take away the sidecar, and what another recipe's job of this name left that is not written over."""
     try:
         earlier = read_sidecar(job.sidecar)
     except InvalidInput:
         earlier = {}
     if earlier and earlier.get("identity") != identity:
-        output = earlier["settings"].get("output")
-        kept = output if isinstance(output, dict) else {}
-        for path, key in ((job.latents, "keep_latents"), (job.contact_sheet, "contact_sheet")):
-            if kept.get(key) and path not in job.results:
-                path.unlink(missing_ok=True)
+        for path in _earlier_results(job, earlier):
+            if path not in job.results:
+                remove(path)
     job.sidecar.unlink(missing_ok=True)
+
+
+def _earlier_results(job: Job, earlier: Mapping[str, Any]) -> list[Path]:
+    """What a sidecar of the job's name says that it stands for."""
+    output = earlier["settings"].get("output")
+    kept = output if isinstance(output, dict) else {}
+    video = recorded_video(job.sidecar, earlier)
+    found = [video] if video.suffix in (*SUFFIXES.values(), ".png") else []
+    found += [
+        path
+        for path, key in ((job.latents, "keep_latents"), (job.contact_sheet, "contact_sheet"), (job.poster, "poster"))
+        if kept.get(key)
+    ]
+    keep, sections = kept.get("keep"), earlier.get("sections")
+    if not isinstance(keep, list) or not isinstance(sections, list):
+        return found
+    for place in range(1, len(sections) + 1):
+        if "sections" in keep:
+            found.append(video.with_name(f"{job.name}.section-{place}{video.suffix}"))
+        if "preview" in keep:
+            found.append(job.preview(place))
+    return found
 
 
 def remove_state(job: Job, checkpoints: Iterable[Path]) -> None:
     """A complete job has no failure, no rejected video, and none of its own checkpoints; other recipes' stay."""
     for path in (job.failure, job.rejected, *checkpoints):
         with suppress(OSError):
-            path.unlink(missing_ok=True)
+            remove(path)
     with suppress(OSError):
         job.state_dir.rmdir()  # only if nothing is in it
 

@@ -104,13 +104,14 @@ def _cell(outcome: Outcome) -> Cell:
     job = outcome.plan.job
     if outcome.end not in _SHOWN:
         return Cell(variant=_variant(outcome), frames=(), caption=f"{outcome.end}: {outcome.error or outcome.reason}")
-    last = job.sections.frames - 1
+    content = _content(job)
+    frames_written = value_at(content, ("video", "frames"))  # more than were rendered, where they were interpolated
+    last = (frames_written if isinstance(frames_written, int) else job.frames) - 1
     wanted = (0, last // 2, last)
     try:
         found = read_frames(job.video, wanted)
     except GoanError as error:
         return Cell(variant=_variant(outcome), frames=(), caption=error.message)
-    content = _content(job)
     caption = f"seed {value_at(content, ('settings', 'seed'))}" if content.get("rejected_seeds") else ""
     frames = [reduced(found[number]) for number in wanted if number in found]
     return Cell(variant=_variant(outcome), frames=frames, caption=caption)

@@ -25,6 +25,8 @@ from goan_cli.render.plan import RenderPlan, plan_renders
 # What may explain another result, and where sidecars have it.
 _CAUSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("image", ("inputs", "image", "sha256")),
+    ("picture of the timeline or the end", ("inputs", "pictures")),
+    ("video", ("inputs", "video", "sha256")),
     ("model pack", ("pack", "identity")),
     ("LoRA recipe", ("bake", "recipe")),
     ("device", ("device",)),
@@ -107,7 +109,7 @@ def _causes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     for name, path in _CAUSES:
         was, now = value_at(before, path), value_at(after, path)
         if was != now:
-            shown = "" if path[-1] in ("sha256", "identity", "recipe") else f": {was} then, {now} now"
+            shown = "" if path[-1] in ("sha256", "pictures", "identity", "recipe") else f": {was} then, {now} now"
             found.append(f"another {name}{shown}")
     was, now = before.get("versions", {}), after.get("versions", {})
     found += [f"{name} {was.get(name)} then, {now[name]} now" for name in now if was.get(name) != now[name]]

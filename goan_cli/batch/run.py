@@ -10,11 +10,13 @@ from goan_cli.batch.leftovers import remember_failure, tidy_up
 from goan_cli.batch.lock import held
 from goan_cli.batch.matrix import complete_matrix, matrices
 from goan_cli.batch.outcome import End, JobStarted, Outcome, RunFinished, RunListener, RunStarted, ignore_run
+from goan_cli.batch.post import refuse_unfinishable
 from goan_cli.batch.schedule import scheduled
 from goan_cli.batch.standing import Standing, standing_of
 from goan_cli.batch.survey import RunSettings, nothing_to_do, survey
 from goan_cli.errors import GoanError, Interrupted
-from goan_cli.output.video import ffmpeg_version
+from goan_cli.output.encoders import refuse_missing
+from goan_cli.output.ffmpeg import ffmpeg_version
 from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.engine import Engine
 from goan_cli.render.events import Event, Note, SectionFinished, Stage
@@ -50,7 +52,7 @@ class _Run:
         self.settings = settings
         self.listener = listener
         self.engine = Engine(device=settings.device, previews=settings.previews, cache=settings.cache)
-        self.videos = {plan.job.video for plan in plans}
+        self.names = {plan.job.sidecar for plan in plans}
         self.matrices = {place: places for places in matrices(plans).values() for place in places}
         self.outcomes: dict[int, Outcome] = {}
         self.spent: dict[int, Mapping[Stage, float]] = {}
@@ -64,8 +66,10 @@ class _Run:
         places = list(surveyed.todo)
         order = scheduled([self.plans[place] for place in places], self.settings.order)
         todo = [places[index] for index in order]
+        refuse_missing(self.plans[place].job.output.coding for place in todo)
         refuse_misfits([self.plans[place] for place in todo])
         refuse_broken_values([self.plans[place] for place in todo])
+        refuse_unfinishable([self.plans[place].job for place in todo], self.engine.device)
         for place in todo:
             if surveyed.todo[place].share < 1:  # what is only to be decoded needs no transformer
                 self.engine.check(self.plans[place])
@@ -88,7 +92,7 @@ class _Run:
 
     def _standing(self, place: int) -> Standing:
         settings = self.settings
-        return standing_of(self.asked[place], settings.on_exists, force=settings.force, names=self.videos)
+        return standing_of(self.asked[place], settings.on_exists, force=settings.force, names=self.names)
 
     def _encode(self, places: Sequence[int]) -> None:
         """Encode what jobs are conditioned on, so that the text encoders can go before the transformer comes."""

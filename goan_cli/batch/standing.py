@@ -12,9 +12,10 @@ from typing import Any
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import known_sha256_of
+from goan_cli.jobs.formats import is_sequence
 from goan_cli.jobs.job import Job
 from goan_cli.output.quality import findings, quality_of
-from goan_cli.output.sidecar import read_sidecar
+from goan_cli.output.sidecar import read_sidecar, recorded_video
 from goan_cli.render.checkpoint import CheckpointRecord, checkpoint_files, read_record
 from goan_cli.render.identity import job_identity, latents_identity, refuse_vanished
 from goan_cli.render.plan import RenderPlan
@@ -55,7 +56,7 @@ def standing_of(
 ) -> Standing:
     """How a job stands; `force` renders anew what is up to date.
 
-    `names` are the videos that the run's jobs were to write, which no number may lead to. A job without a seed
+    `names` are the sidecars that the run's jobs were to write, which no number may lead to. A job without a seed
     takes the one that it drew the last time. Raises InvalidInput when its image or a LoRA has vanished.
     """
     refuse_vanished(plan)  # now, so that it fails this job alone
@@ -66,7 +67,7 @@ def standing_of(
         return replace(standing, state=State.NEW, reason=f"replaces it: {standing.reason}")
     reason = standing.reason
     for numbered in _numbered(plan):
-        if numbered.job.video not in names:
+        if numbered.job.sidecar not in names:
             standing = _found(numbered, force=force)
             if standing.state is not State.TAKEN:
                 return standing if standing.reason else replace(standing, reason=reason)
@@ -87,13 +88,15 @@ def _found(plan: RenderPlan, *, force: bool) -> Standing:
         return Standing(plan=plan, state=State.TAKEN, reason=str(error))
     if content is not None and (own := _own_result(plan, content, force=force)) is not None:
         return own
+    videos = (job.video, *((recorded_video(job.sidecar, content),) if content is not None else ()))
+    there = next((path for path in videos if path.exists()), None)
     if (begun := _begun(plan)) is not None:
         # Where all is sampled and only a video lies, this job put it there, or was about to.
-        if not job.video.exists() or (content is None and begun.share >= 1):
+        if there is None or (content is None and begun.share >= 1):
             return begun
         plan = begun.plan
-    if content is not None and job.video.exists():
-        return Standing(plan=plan, state=State.TAKEN, reason=f"{job.video} is another recipe's result")
+    if content is not None and there is not None:
+        return Standing(plan=plan, state=State.TAKEN, reason=f"{there} is another recipe's result")
     foreign = next((path for path in job.results if content is None and os.path.lexists(path)), None)
     if foreign is not None:
         return Standing(plan=plan, state=State.TAKEN, reason=f"{foreign} has no sidecar")
@@ -122,7 +125,7 @@ def _would_take_its_seed(job: Job, content: Mapping[str, Any]) -> bool:
 
 def _missing(job: Job, content: Mapping[str, Any]) -> str:
     """What a finished result lacks to be what the job asks for; empty when it is all there."""
-    if not job.video.is_file():
+    if not _is_there(job.video):
         return f"{job.video.name} is gone"
     try:
         if known_sha256_of(job.video) != content["video"]["sha256"]:
@@ -130,12 +133,16 @@ def _missing(job: Job, content: Mapping[str, Any]) -> str:
     except OSError as error:
         return f"{job.video.name} cannot be read: {error.strerror or error}"
     for path in job.results:
-        if not path.is_file():
+        if not _is_there(path):
             return f"{path.name} is wanted too"
     quality = quality_of(content.get("quality"))
     if quality and (failing := [each for each in findings(quality, job.gates) if each.fails]):
         return f"{failing[0].defect}: {failing[0].seen}"
     return ""
+
+
+def _is_there(path: Path) -> bool:
+    return path.is_dir() if is_sequence(path) else path.is_file()
 
 
 def own_checkpoints(plan: RenderPlan) -> list[Path]:

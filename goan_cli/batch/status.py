@@ -10,8 +10,9 @@ from typing import Any
 from goan_cli.batch.lock import is_held
 from goan_cli.errors import InvalidInput
 from goan_cli.files import is_folder, sha256_of
+from goan_cli.jobs.formats import is_sequence
 from goan_cli.jobs.job import STATE_DIR
-from goan_cli.output.sidecar import read_sidecar
+from goan_cli.output.sidecar import read_sidecar, recorded_video
 from goan_cli.render.checkpoint import CheckpointRecord, checkpoint_files, job_name, read_record
 
 _FAILED = ".failed.json"
@@ -87,9 +88,9 @@ def _finished(folder: Path, *, verify: bool) -> dict[str, JobStatus]:
 
 def _result(file: Path, content: Mapping[str, Any], *, verify: bool) -> JobStatus:
     recorded = content["video"]
-    video = file.with_name(f"{file.stem}.mp4")
+    video = recorded_video(file, content)
     state, detail = Found.DONE, f"{recorded['frames']} frames, {recorded['seconds']:.2f} s"
-    if not video.is_file():
+    if not (video.is_dir() if is_sequence(video) else video.is_file()):
         state, detail = Found.DAMAGED, f"{video.name} is gone"
     elif verify:
         try:

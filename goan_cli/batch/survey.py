@@ -45,10 +45,10 @@ def survey(plans: Sequence[RenderPlan], settings: RunSettings) -> Survey:
     """Look at what is there of every job; a job whose image or LoRA has vanished has failed."""
     todo: dict[int, Standing] = {}
     finished: dict[int, Outcome] = {}
-    videos = {plan.job.video for plan in plans}
+    names = {plan.job.sidecar for plan in plans}
     for place, plan in enumerate(plans):
         try:
-            standing = standing_of(plan, settings.on_exists, force=settings.force, names=videos)
+            standing = standing_of(plan, settings.on_exists, force=settings.force, names=names)
         except (GoanError, OSError) as error:
             finished[place] = Outcome(plan=plan, end=End.FAILED, error=error)
             continue

@@ -10,11 +10,14 @@ import typer
 from goan_cli import __version__
 from goan_cli.cli.bench import bench
 from goan_cli.cli.config import config
+from goan_cli.cli.decode import decode
 from goan_cli.cli.doctor import doctor
+from goan_cli.cli.join import join
 from goan_cli.cli.lora import lora
 from goan_cli.cli.models import models
 from goan_cli.cli.plan import plan
 from goan_cli.cli.presets import presets
+from goan_cli.cli.recipe import recipe
 from goan_cli.cli.render import render
 from goan_cli.cli.replay import replay
 from goan_cli.cli.schema import schema
@@ -34,6 +37,8 @@ app.command()(render)
 app.command()(plan)
 app.command()(status)
 app.command()(replay)
+app.command()(decode)
+app.command()(join)
 app.command()(presets)
 app.command()(schema)
 app.command()(doctor)
@@ -42,6 +47,7 @@ app.command()(smoke)
 app.add_typer(lora)
 app.add_typer(models)
 app.add_typer(config)
+app.add_typer(recipe)
 
 
 def _show_version(value: bool) -> None:

@@ -96,7 +96,7 @@ class RunConsole:
             why = f" ({standing.reason})" if standing.reason else ""
             self._line(
                 f"[bold]{escape(job.name)}[/bold]: {escape(plan.pack.name)}, {job.size[0]}x{job.size[1]}, "
-                f"{job.sections.frames} frames ({job.sections.frames / job.fps:.2f} s), "
+                f"{job.frames} frames ({job.frames / job.fps:.2f} s), "
                 f"{count} x {job.sampling.steps} steps, seed {job.sampling.seed}{loras}{begun}{escape(why)}"
             )
 

@@ -11,8 +11,10 @@ from goan_cli.batch.standing import OnExists, Standing, State, standing_of
 from goan_cli.cli.section_table import section_table, shortened
 from goan_cli.cli.terminal import make_console
 from goan_cli.errors import GoanError
-from goan_cli.jobs.job import AttentionBackend, DecodeMode, Job, Moment, Picture, WantedPrecision
-from goan_cli.jobs.sections import LATENT_FRAME
+from goan_cli.jobs.extension import Extension
+from goan_cli.jobs.formats import Coding
+from goan_cli.jobs.job import AttentionBackend, DecodeMode, Job, Moment, OneFrame, Output, Picture, WantedPrecision
+from goan_cli.jobs.sections import LATENT_FRAME, Family
 from goan_cli.jobs.timeline import section_seconds
 from goan_cli.render.budget import foreseen_memory
 from goan_cli.render.identity import bake_recipe
@@ -29,8 +31,8 @@ _WORTH_SAYING = 2 * 10**9  # bytes of memory that a job needs
 def show_plans(plans: Sequence[RenderPlan], on_exists: OnExists, *, force: bool = False) -> None:
     """Print jobs and how they stand, each in full or, where they are many, as a row of one table."""
     console = make_console()
-    videos = {plan.job.video for plan in plans}
-    standings = [standing_of(plan, on_exists, force=force, names=videos) for plan in plans]
+    names = {plan.job.sidecar for plan in plans}
+    standings = [standing_of(plan, on_exists, force=force, names=names) for plan in plans]
     if len(plans) <= _MOST_IN_FULL:
         for standing in standings:
             show_plan(console, standing)
@@ -51,7 +53,7 @@ def _row(standing: Standing) -> tuple[str, ...]:
     loras = ", ".join(f"{lora.use.path.stem} x {lora.use.weight:g}" for lora in standing.plan.loras)
     steps = f"{len(job.sections.sections)} x {job.sampling.steps}"
     name = _without_drawn_seed(job, job.name)
-    seconds = f"{job.sections.frames / job.fps:.2f}"
+    seconds = f"{job.frames / job.fps:.2f}"
     return name, f"{job.size[0]}x{job.size[1]}", seconds, steps, loras or "-", _state(standing), shortened(job.prompt)
 
 
@@ -90,6 +92,7 @@ def _rows(plan: RenderPlan) -> list[tuple[str, str]]:
         rows.append(("negative", job.negative_prompt))
     rows += [
         *_pictures(job),
+        *(_continued(job.extension) if job.extension else ()),
         ("video", _video(job)),
         ("sampling", _sampling(job)),
         ("guidance", f"distilled {_guidance(job)}, true CFG {_cfg(job)}"),
@@ -99,8 +102,43 @@ def _rows(plan: RenderPlan) -> list[tuple[str, str]]:
         ("seed", "drawn when it renders" if job.seed_drawn else str(sampling.seed)),
         *(("LoRA", _lora(lora)) for lora in plan.loras),
         *(("note", note) for note in plan.notes),
+        *_post(job),
         ("output", _without_drawn_seed(job, str(job.video))),
+        *_coding(job.output),
     ]
+    return rows
+
+
+def _post(job: Job) -> list[tuple[str, str]]:
+    """What the frames go through before they are encoded."""
+    if job.post is None:
+        return []
+    asked = []
+    if job.post.upscale is not None:
+        asked.append(f"upscaled by {job.post.upscale}")
+    if job.post.interpolate is not None:
+        asked.append(f"interpolated to {job.post.interpolate:g} fps")
+    return [("post", ", then ".join(asked))]
+
+
+def _coding(output: Output) -> list[tuple[str, str]]:
+    """How the video is written where it is no plain MP4, and what comes beside it."""
+    rows = []
+    if output.coding != Coding():
+        crf = "" if output.crf is None else f", crf {output.crf}"
+        codec = "" if str(output.codec) == str(output.format) else f", {output.codec}"
+        rows.append(("format", f"{output.format}{codec}{crf}"))
+    beside = {
+        "latents": output.keep_latents,
+        "sections": output.keep_sections,
+        "previews": output.keep_previews,
+        "contact sheet": output.contact_sheet,
+        "poster": output.poster,
+    }
+    if any(beside.values()):
+        rows.append(("beside it", ", ".join(word for word, asked in beside.items() if asked)))
+    if not output.metadata:
+        rows.append(("metadata", "none: the file does not say how it was made"))
     return rows
 
 
@@ -140,6 +178,8 @@ def _without_drawn_seed(job: Job, text: str) -> str:
 
 def _image(job: Job) -> str:
     fit = job.image_fit
+    if job.image is None and job.start is None:
+        return "none: it begins from the video"
     if job.image is None:
         return f"none: it begins from {job.start}"
     return _picture(Picture(path=job.image, fit=fit))
@@ -155,10 +195,35 @@ def _picture(picture: Picture) -> str:
 
 def _pictures(job: Job) -> list[tuple[str, str]]:
     """The image that the video ends on."""
+    if job.one_frame is not None:
+        controls = [(f"control {each.index}", _picture(each.picture)) for each in job.one_frame.controls]
+        return [*controls, ("one frame", _one_frame(job.one_frame))]
     if job.end is None:
         return []
     what = "the start image: a loop" if job.loop else _picture(job.end.picture)
     return [("ends on", what if job.end.strength == 1.0 else f"{what}, strength {job.end.strength:g}")]
+
+
+def _continued(extension: Extension) -> list[tuple[str, str]]:
+    """The video that is gone on with, and what becomes of it."""
+    clip, (first, stop) = extension.clip, extension.seen
+    read = f"{_count(clip.frames, 'frame')} at {clip.fps:g} fps"
+    seen = f"frames {first} - {stop - 1} are looked at"
+    forward = extension.family is Family.F1
+    if not extension.join:
+        joined = f"the new part alone, as it goes {'on' if forward else 'before'}"
+    else:
+        fade = f"cross-faded over {_count(extension.faded, 'frame')}" if extension.faded else "not cross-faded"
+        sound = ", with its sound" if extension.sounds else ""
+        joined = f"{'before' if forward else 'after'} the new part, {fade}{sound}"
+    picture = _picture(Picture(path=clip.path, fit=extension.fit))
+    return [("goes on with" if forward else "leads up to", f"{picture}; {read}, {seen}"), ("its place", joined)]
+
+
+def _one_frame(one: OneFrame) -> str:
+    given = {"no 2x": one.no_2x, "no 4x": one.no_4x, "no post": one.no_post}
+    left_out = "".join(f", {name}" for name, is_so in given.items() if is_so)
+    return f"the picture at frame index {one.target}{left_out}"
 
 
 def _guidance(job: Job) -> str:
@@ -184,10 +249,16 @@ def _moment(job: Job, moment: Moment) -> str:
 
 
 def _video(job: Job) -> str:
-    length = f"{job.sections.frames / job.fps:.2f} s at {job.fps:g} fps"
+    if job.one_frame is not None:
+        return f"none: one picture of {job.size[0]}x{job.size[1]}"
+    length = f"{job.frames / job.fps:.2f} s at {job.fps:g} fps"
     section = round(job.sections.window * LATENT_FRAME / job.fps, 3)
     asked = "" if job.seconds is None else f" (asked for {job.seconds:g} s; a section is {section:g} s)"
-    return f"{job.size[0]}x{job.size[1]}, {job.sections.frames} frames, {length}{asked}"
+    if job.extension is not None and job.extension.join:
+        new = job.sections.frames - 1
+        whole = f"{job.size[0]}x{job.size[1]}, {job.frames} frames, {length}"
+        return f"{whole}; {new} of them are new, {new / job.fps:.2f} s{asked}"
+    return f"{job.size[0]}x{job.size[1]}, {job.frames} frames, {length}{asked}"
 
 
 def _lora(lora: PlannedLora) -> str:

@@ -12,11 +12,8 @@ _LONGEST_PROMPT = 40
 
 def section_table(job: Job) -> Table:
     """The sections in sampling order, with the times of the finished video that they make."""
-    inverted = job.sections.family is Family.INVERTED
-    table = Table(
-        title="sections in sampling order" + (", from the end of the video" if inverted else ""),
-        title_justify="left",
-    )
+    inverted = job.sections.family is Family.INVERTED and not job.sections.still
+    table = Table(title=_title(job), title_justify="left")
     told = job.directions
     guided = len({direction.guidance_scale for direction in told}) > 1
     directed = len({_told(direction) for direction in told}) > 1
@@ -26,7 +23,7 @@ def section_table(job: Job) -> Table:
         table.add_column(column, overflow="fold")
     most = max((direction.guidance_scale for direction in told), default=0.0)
     for section, direction in zip(job.sections.sections, told, strict=True):
-        first, stop = section.frames
+        first, stop = job.frames_of(section)
         padding = (str(section.padding),) if inverted else ()
         span = f"{first / job.fps:.2f} - {stop / job.fps:.2f}"
         indices = f"{section.latent_indices[0]} - {section.latent_indices[-1]}"
@@ -35,6 +32,13 @@ def section_table(job: Job) -> Table:
         )
         table.add_row(str(section.number + 1), *padding, f"{first} - {stop - 1}", span, indices, *more)
     return table
+
+
+def _title(job: Job) -> str:
+    if job.sections.still:
+        return "what is sampled"
+    backwards = ", from the end of the video" if job.sections.family is Family.INVERTED else ""
+    return f"sections in sampling order{backwards}"
 
 
 def _bar(scale: float, most: float) -> str:

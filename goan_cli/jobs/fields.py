@@ -2,12 +2,13 @@
 
 import math
 import re
+import string
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, StrictStr
 
-from goan_cli.checking import shown
+from goan_cli.checking import nearest, shown
 
 MULTIPLE = 16
 
@@ -28,6 +29,27 @@ def name_value(value: object) -> object:
     """A name that a result can have on every file system."""
     if isinstance(value, str) and not is_name(value):
         raise ValueError(f"must be usable as a file name: {NAME_RULE}")
+    return value
+
+
+TEMPLATE_FIELDS = ("name", "seed", "lora", "model", "width", "height", "steps")
+
+
+def template_value(value: object) -> object:
+    """A pattern of a result's name: text with fields in braces."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parts = list(string.Formatter().parse(value))
+    except ValueError as error:
+        raise ValueError(f"must be text with fields such as {{name}}-{{seed}}: {error}") from None
+    for _, field, form, conversion in parts:
+        if field is None:
+            continue
+        if field not in TEMPLATE_FIELDS:
+            raise ValueError(f"{{{field}}} is no field of a name ({nearest(field, TEMPLATE_FIELDS)})")
+        if form or conversion:
+            raise ValueError(f"{{{field}}} takes nothing after the field's name")
     return value
 
 
@@ -92,6 +114,11 @@ def on_or_off_value(value: object) -> object:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def video_value(value: object) -> object:
+    """A bare path stands for a video that is gone on with as it is by default."""
+    return {"path": value} if isinstance(value, str) else value
+
+
 def lora_value(value: object) -> object:
     """A bare path stands for a LoRA of weight 1."""
     return {"path": value} if isinstance(value, str) else value
@@ -121,7 +148,8 @@ def path_value(value: object) -> object:
     return value
 
 
-_SECONDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*s?\s*", re.ASCII)
+SECONDS = r"^\s*(\d+(?:\.\d+)?)\s*s?\s*$"
+_SECONDS = re.compile(SECONDS, re.ASCII)
 
 
 def seconds_value(value: object) -> object:
@@ -142,8 +170,10 @@ _HEX = re.compile(r"#[0-9a-f]{6}", re.IGNORECASE)
 def start_value(value: object) -> object:
     """What a video begins from without an image: a colour by name or as #rrggbb, or noise."""
     word = {"gray": "grey"}.get(value, value) if isinstance(value, str) else value
-    if word is None or word == NOISE or (isinstance(word, str) and (word in COLOURS or _HEX.fullmatch(word))):
+    if word is None or word == NOISE or (isinstance(word, str) and word in COLOURS):
         return word
+    if isinstance(word, str) and _HEX.fullmatch(word):
+        return word.lower()
     names = ", ".join((*COLOURS, NOISE))
     raise ValueError(f"must be {names}, or a colour as '#3a6ea5' (in quotes), not {shown(value)}")
 

@@ -1,10 +1,12 @@
 """A job with nothing left to default: what crosses from the user's words into the renderer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from goan_cli.jobs.sections import Family, SectionPlan
+from goan_cli.jobs.extension import Extension
+from goan_cli.jobs.formats import SUFFIXES, Codec, Coding, Format
+from goan_cli.jobs.sections import Family, Section, SectionPlan
 from goan_cli.jobs.sizes import Fit
 
 STATE_DIR = ".goan"
@@ -127,6 +129,25 @@ class EndImage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Control:
+    """A further picture that one-frame inference looks at, at a frame index."""
+
+    picture: Picture
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneFrame:
+    """One picture instead of a video; see `jobs.sections.plan_still`."""
+
+    target: int
+    controls: tuple[Control, ...]
+    no_2x: bool
+    no_4x: bool
+    no_post: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class GuidanceSchedule:
     """Distilled guidance over the video: `shape` is linear or roll-off; see `jobs.timeline.scheduled_scales`."""
 
@@ -191,6 +212,14 @@ class Gates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Post:
+    """What finished frames go through: `upscale` is a model's file, `interpolate` the frames a second to come to."""
+
+    upscale: Path | None = None
+    interpolate: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """A job's place in its matrix: the matrix's name, its axes with their values as text, and the place on each."""
 
@@ -206,19 +235,31 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where and how the result is written."""
+    """Where and how the result is written, and what is kept beside it; `metadata` puts the job into the files."""
 
     dir: Path
     keep_latents: bool
     contact_sheet: bool
-    crf: int
+    crf: int | None
+    format: Format = Format.MP4
+    codec: Codec = Codec.H264
+    keep_sections: bool = False
+    keep_previews: bool = False
+    poster: bool = False
+    metadata: bool = True
+
+    @property
+    def coding(self) -> Coding:
+        """How videos are written."""
+        return Coding(format=self.format, codec=self.codec, crf=self.crf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One video to render. `size` is (width, height); `seconds` is what was asked for, if it was.
 
-    Without an `image` the video begins from `start` (see `jobs.fields.start_value`). `directions` are the sections',
+    Without an `image` the video begins from `start` (see `jobs.fields.start_value`), or with the video of an
+    `extension`. `directions` are the sections',
     in sampling order, as `timeline` and `guidance_schedule` come to.
     """
 
@@ -247,6 +288,9 @@ class Job:
     gates: Gates = Gates()
     retry_seeds: int = 0
     variant: Variant | None = None
+    post: Post | None = None
+    extension: Extension | None = None
+    one_frame: OneFrame | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -254,16 +298,56 @@ class Job:
         return self.image_fit.size
 
     @property
-    def is_directed(self) -> bool:
-        """Whether sections are told different things, or other than the job's own keys say."""
-        own = Direction(
+    def frames(self) -> int:
+        """Frames of the finished video: of what is sampled, with those of the video that it goes on with."""
+        if self.extension is None:
+            return self.sections.frames
+        # One of the frames that sections count as theirs is the video's.
+        return self.sections.frames - 1 + (self.extension.clip.frames if self.extension.join else 0)
+
+    @property
+    def has_start(self) -> bool:
+        """Whether it begins from something of its own, not from the video that it goes on with."""
+        return self.image is not None or self.start is not None
+
+    def frames_of(self, section: Section) -> tuple[int, int]:
+        """The frames, half open, of the finished video that a section makes."""
+        first, stop = section.frames
+        if self.extension is None:
+            return first, stop
+        if self.extension.family is Family.INVERTED:
+            return first, min(stop, self.sections.frames - 1)
+        before = (self.extension.clip.frames if self.extension.join else 0) - 1
+        return max(first, 1) + before, stop + before
+
+    @property
+    def decoded_sections(self) -> SectionPlan:
+        """What decoding is as much work as: with the video that is gone on with as one more section."""
+        if self.extension is None:
+            return self.sections
+        return replace(self.sections, sections=(*self.sections.sections, self.sections.sections[-1]))
+
+    @property
+    def decoded_before(self) -> int:
+        """How many frames are decoded before those that its sections count as theirs."""
+        forward = self.extension is not None and self.extension.family is Family.F1
+        return self.extension.overlap - 1 if self.extension is not None and forward else 0
+
+    @property
+    def own_direction(self) -> Direction:
+        """What the job's own keys tell every section."""
+        return Direction(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             guidance_scale=self.sampling.guidance_scale,
             true_cfg_scale=self.sampling.true_cfg_scale,
             loras=self.loras,
         )
-        return any(direction != own for direction in self.directions)
+
+    @property
+    def is_directed(self) -> bool:
+        """Whether sections are told different things, or other than the job's own keys say."""
+        return any(direction != self.own_direction for direction in self.directions)
 
     @property
     def is_guided(self) -> bool:
@@ -275,12 +359,29 @@ class Job:
         """Every image file that the video is made from, each once."""
         end = (self.end.picture.path,) if self.end else ()
         seen = (direction.image.path for direction in self.directions if direction.image)
-        return tuple(dict.fromkeys([*((self.image,) if self.image else ()), *end, *seen]))
+        controls = (control.picture.path for control in self.one_frame.controls) if self.one_frame else ()
+        return tuple(dict.fromkeys([*((self.image,) if self.image else ()), *end, *seen, *controls]))
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The pictures, and the video that is gone on with."""
+        return (*self.pictures, *((self.extension.clip.path,) if self.extension else ()))
 
     @property
     def video(self) -> Path:
-        """Where the finished MP4 goes."""
-        return self.output.dir / f"{self.name}.mp4"
+        """Where the finished video goes, a folder where the format is png; of one-frame inference, the picture."""
+        if self.one_frame is not None:
+            return self.output.dir / f"{self.name}.png"
+        return self.output.dir / f"{self.name}{SUFFIXES[self.output.format]}"
+
+    @property
+    def poster(self) -> Path:
+        """Where the first frame goes, if it is asked for."""
+        return self.output.dir / f"{self.name}.png"
+
+    def section_video(self, section: int) -> Path:
+        """Where the stretch of a section goes, numbered from 1 as in the plan, if it is kept."""
+        return self.output.dir / f"{self.name}.section-{section}{SUFFIXES[self.output.format]}"
 
     @property
     def sidecar(self) -> Path:
@@ -300,7 +401,7 @@ class Job:
     @property
     def rejected(self) -> Path:
         """Where a video goes that did not pass the job's gates, to be looked at."""
-        return self.state_dir / f"{self.name}.rejected.mp4"
+        return self.state_dir / f"{self.name}.rejected{self.video.suffix}"
 
     @property
     def state_dir(self) -> Path:
@@ -327,7 +428,14 @@ class Job:
 
     @property
     def results(self) -> tuple[Path, ...]:
-        """Every file that the job will write, previews apart."""
-        latents = (self.latents,) if self.output.keep_latents else ()
-        sheet = (self.contact_sheet,) if self.output.contact_sheet else ()
-        return (self.video, self.sidecar, *latents, *sheet)
+        """Every file that the job will write, and a folder of frames; previews only where they are kept."""
+        asked, numbers = self.output, range(1, len(self.sections.sections) + 1)
+        return (
+            self.video,
+            self.sidecar,
+            *((self.latents,) if asked.keep_latents else ()),
+            *((self.contact_sheet,) if asked.contact_sheet else ()),
+            *((self.poster,) if asked.poster else ()),
+            *(self.section_video(number) for number in numbers if asked.keep_sections),
+            *(self.preview(number) for number in numbers if asked.keep_previews),
+        )

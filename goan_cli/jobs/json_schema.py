@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from goan_cli.jobs.fields import STEP_CACHES
+from goan_cli.jobs.fields import SECONDS, STEP_CACHES
 from goan_cli.jobs.schema import BatchFile, SingleJobFile
 
 
@@ -16,7 +16,17 @@ def json_schema() -> dict[str, Any]:
     cache = {"enum": list(STEP_CACHES)}
     for properties in (single["properties"], *(definitions[name]["properties"] for name in ("JobSpec", "JobEntry"))):
         properties["loras"]["anyOf"][0]["items"] = lora
+        properties["video"]["anyOf"].insert(0, {"type": "string"})
         properties["step_cache"]["anyOf"].insert(0, cache)
+    definitions["VideoSpec"]["properties"]["cross_fade"]["anyOf"].insert(0, {"type": "string", "pattern": SECONDS})
+    moment = definitions["MomentSpec"]["properties"]
+    moment["loras"]["anyOf"][0]["items"] = lora
+    # A time may have its unit, which makes it text.
+    moment["at"] = {
+        "title": moment["at"].pop("title"),
+        "description": moment["at"].pop("description"),
+        "anyOf": [moment["at"], {"type": "string", "pattern": SECONDS}],
+    }
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "goan job file",

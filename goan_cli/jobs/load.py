@@ -18,7 +18,10 @@ from goan_cli.jobs.axes import key_parts
 from goan_cli.jobs.expand import Expanded, expanded
 from goan_cli.jobs.job import Variant
 from goan_cli.jobs.presets import read_preset
-from goan_cli.jobs.schema import RIVALS, BatchSpec, GatesSpec, JobEntry, JobSpec, LoraSpec, OutputSpec
+from goan_cli.jobs.schema import RIVALS, BatchSpec, GatesSpec, JobEntry, JobSpec, LoraSpec, OutputSpec, PostSpec
+
+# What a layer says of these is laid over what weaker ones do, key by key.
+_Merged = OutputSpec | GatesSpec | PostSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +196,7 @@ def _overruled(job: Expanded, top: _Layer) -> list[Problem]:
         for key in (str(first), RIVALS.get(str(first), "")):
             given = getattr(top.spec, key, None) if key in top.spec.model_fields_set else None
             # Of keys that are merged, only those inside that are given.
-            merged = isinstance(given, OutputSpec | GatesSpec) and bool(rest) and rest[0] not in given.model_fields_set
+            merged = isinstance(given, _Merged) and bool(rest) and rest[0] not in given.model_fields_set
             if given is not None and not merged:
                 what = "all its jobs would have this one value"
                 problems.append(top.origin.problem((key,), f"goes against images or a matrix of a job; {what}"))
@@ -207,6 +210,8 @@ def _layer(
     spec, problems = result.model or JobSpec(), list(result.problems)
     if spec.seconds is not None and spec.sections is not None:
         problems.append(document.problem((*path, "sections"), "given beside seconds; a video has one length"))
+    if spec.image is not None and spec.start is not None:
+        problems.append(document.problem((*path, "start"), "given beside an image; a video has one beginning"))
     layer = _Layer(
         spec=_absolute(spec, base),
         origin=Origin(document=document, path=path, kept=result.kept),
@@ -232,6 +237,11 @@ def _absolute(spec: JobSpec, base: Path) -> JobSpec:
     for key in ("image", "end_image"):
         if (text := getattr(spec, key)) is not None:
             update[key] = resolved(text)
+    if spec.video is not None:
+        update["video"] = spec.video.model_copy(update={"path": resolved(spec.video.path)})
+    if spec.one_frame is not None:
+        controls = [each.model_copy(update={"image": resolved(each.image)}) for each in spec.one_frame.controls]
+        update["one_frame"] = spec.one_frame.model_copy(update={"controls": controls})
     if spec.timeline is not None:
         update["timeline"] = [
             moment.model_copy(
@@ -248,6 +258,8 @@ def _absolute(spec: JobSpec, base: Path) -> JobSpec:
         update["preset"] = resolved(spec.preset)
     if spec.loras is not None:
         update["loras"] = [at_home(lora) for lora in spec.loras]
+    if spec.post is not None and spec.post.upscale is not None:
+        update["post"] = spec.post.model_copy(update={"upscale": resolved(spec.post.upscale)})
     if spec.output is not None and spec.output.dir is not None:
         update["output"] = spec.output.model_copy(update={"dir": resolved(spec.output.dir)})
     return spec.model_copy(update=update)
@@ -276,7 +288,7 @@ def _merged(layers: Sequence[_Layer], *, default_name: str, base: Path) -> tuple
                 continue
             if key in RIVALS:
                 values.pop(RIVALS[key], None)
-            if isinstance(value, OutputSpec | GatesSpec) and (below := values.get(key)) is not None:
+            if isinstance(value, _Merged) and (below := values.get(key)) is not None:
                 value = below.model_copy(update={name: getattr(value, name) for name in value.model_fields_set})
             values[key] = value
             origins[key] = layer.origin

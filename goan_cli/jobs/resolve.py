@@ -4,7 +4,9 @@ import secrets
 from pathlib import Path
 
 from goan_cli.errors import InvalidInput, Problem
-from goan_cli.jobs.fields import MULTIPLE, NAME_RULE, is_name, memory_bytes
+from goan_cli.jobs.clips import Clip
+from goan_cli.jobs.continued import extension_of, video_of
+from goan_cli.jobs.fields import MULTIPLE, memory_bytes
 from goan_cli.jobs.images import image_size
 from goan_cli.jobs.job import (
     AttentionBackend,
@@ -17,23 +19,24 @@ from goan_cli.jobs.job import (
     Gates,
     Job,
     ModelDefaults,
-    Output,
     Sampling,
     StepCache,
     StepCacheKind,
     WantedPrecision,
 )
 from goan_cli.jobs.load import JobRequest
+from goan_cli.jobs.outputs import name_of, output_of
 from goan_cli.jobs.pictures import fitted, picture_of
+from goan_cli.jobs.post import post_of
 from goan_cli.jobs.schema import JobSpec
 from goan_cli.jobs.sections import Family, SectionPlan, plan_sections, section_count
 from goan_cli.jobs.sizes import Fit, fit, nearest_bucket
+from goan_cli.jobs.still import one_frame_of, still_sections
 from goan_cli.jobs.timeline import directions_of, lora_use, moments_of, schedule_of
 
 DEFAULT_MODEL = "tiny"
 DEFAULT_SECONDS = 5.0
 DEFAULT_FPS = 30.0
-DEFAULT_CRF = 16
 DEFAULT_THRESHOLDS = {StepCacheKind.TEACACHE: 0.15, StepCacheKind.MAGCACHE: 0.1}
 
 
@@ -47,31 +50,41 @@ def resolve_job(
     """
     spec = request.spec
     problems = _missing(request)
-    image_fit, wrong = _start(request, defaults)
+    fps = float(spec.fps or DEFAULT_FPS)
+    clip, wrong = video_of(request, fps)
+    problems += wrong
+    image_fit, video_fit, wrong = _start(request, defaults, clip)
     problems += wrong
     for index, lora in enumerate(spec.loras or ()):
         if not Path(lora.path).is_file():
             problems.append(request.problem(("loras", index, "path"), f"{lora.path}: no such file"))
     sampling = _sampling(spec, defaults)
-    name = spec.name or request.default_name.replace("{seed}", str(sampling.seed))
-    if not is_name(name):
-        problems.append(
-            request.problem(("name",), f"{name[:60]!r}, from the file's name, cannot name a result: {NAME_RULE}")
-        )
     sections, wrong = _sections(request, defaults)
     problems += wrong
-    fps = float(spec.fps or DEFAULT_FPS)
     size = image_fit.size if image_fit else (MULTIPLE, MULTIPLE)
+    name, wrong = name_of(request, sampling, size, spec.model or DEFAULT_MODEL)
+    problems += wrong
+    one_frame, wrong = one_frame_of(request, defaults, size)
+    problems += wrong
+    if one_frame is not None:
+        sections = still_sections(one_frame, defaults)
+    extension, wrong = extension_of(request, clip, video_fit, family=defaults.family, window=sections.window)
+    problems += wrong
     moments, wrong = moments_of(request, sections, fps, size)
     problems += wrong
     end, wrong = _end(request, defaults, size)
     problems += wrong
-    if problems or request.flawed or image_fit is None or spec.prompt is None:
+    post, wrong = post_of(request, fps, image_fit.size if image_fit else None)
+    problems += wrong
+    folder = out or (Path(spec.output.dir) if spec.output and spec.output.dir else request.default_dir)
+    output, wrong = output_of(request, folder, post.interpolate if post and post.interpolate else fps)
+    problems += wrong
+    prompt = _prompt(spec)
+    if problems or request.flawed or image_fit is None or prompt is None:
         return None, problems
 
-    output = spec.output
     own = Direction(
-        prompt=spec.prompt,
+        prompt=prompt,
         negative_prompt=spec.negative_prompt or "",
         guidance_scale=sampling.guidance_scale,
         true_cfg_scale=sampling.true_cfg_scale,
@@ -88,7 +101,7 @@ def resolve_job(
         loop=bool(spec.loop),
         prompt=own.prompt,
         negative_prompt=own.negative_prompt,
-        seconds=None if spec.sections is not None else float(spec.seconds or DEFAULT_SECONDS),
+        seconds=None if spec.sections is not None or one_frame is not None else float(spec.seconds or DEFAULT_SECONDS),
         fps=fps,
         sections=sections,
         sampling=sampling,
@@ -98,29 +111,35 @@ def resolve_job(
         guidance_schedule=schedule,
         paddings=None if spec.paddings is None else tuple(spec.paddings),
         directions=directions_of(own, sections, moments, schedule),
-        output=Output(
-            dir=out or (Path(output.dir) if output and output.dir else request.default_dir),
-            keep_latents=bool(output and output.keep_latents),
-            contact_sheet=bool(output and output.contact_sheet),
-            crf=(output.crf if output else None) or DEFAULT_CRF,
-        ),
+        output=output,
         execution=_execution(spec),
         decode=DecodeMode(spec.decode or DecodeMode.OVERLAP),
         gates=_gates(spec),
         retry_seeds=spec.retry_seeds or 0,
         variant=request.variant,
+        post=post,
+        extension=extension,
+        one_frame=one_frame,
     )
     return job, []
+
+
+def _prompt(spec: JobSpec) -> str | None:
+    """The prompt that the video begins with: the job's, or that of a timeline's moment at 0 s."""
+    if spec.prompt is not None:
+        return spec.prompt
+    return next((moment.prompt for moment in spec.timeline or () if moment.at == 0), None)
 
 
 def _missing(request: JobRequest) -> list[Problem]:
     """What a job cannot do without, and keys that stand against each other."""
     spec = request.spec
     problems = []
-    if spec.image is None and spec.start is None and not {"image", "start"} & request.flawed:
-        hint = "or start: grey, to begin from a colour"
+    begins = (spec.image, spec.start, spec.video)
+    if all(key is None for key in begins) and not {"image", "start", "video"} & request.flawed:
+        hint = "or start: grey, to begin from a colour, or video: to go on with one"
         problems.append(request.problem(("image",), "missing: the start image", hint=hint))
-    if spec.prompt is None and "prompt" not in request.flawed:
+    if _prompt(spec) is None and not {"prompt", "timeline"} & request.flawed:
         problems.append(request.problem(("prompt",), "missing: what should happen"))
     if spec.resolution is not None and isinstance(spec.size, list):
         problems.append(request.problem(("resolution",), "given beside a size; it belongs to size: auto"))
@@ -133,21 +152,34 @@ def _missing(request: JobRequest) -> list[Problem]:
     return problems
 
 
-def _start(request: JobRequest, defaults: ModelDefaults) -> tuple[Fit | None, list[Problem]]:
-    """How the start image, or what takes its place, fills the render size."""
-    spec = request.spec
+def _start(
+    request: JobRequest, defaults: ModelDefaults, clip: Clip | None
+) -> tuple[Fit | None, Fit | None, list[Problem]]:
+    """How what a video begins from fills the render size, and how the video that it goes on with does.
+
+    That one decides the size; it is also what is begun from, without an image or what takes its place.
+    """
+    spec, resolution = request.spec, request.spec.resolution or defaults.resolution
+    of_video = None
+    if spec.video is not None:
+        if clip is None:  # what is wrong with it has been said
+            return None, None, []
+        size = _asked_size(spec) or _bucket(clip.size, resolution)
+        try:
+            of_video = fitted(clip.size, size, pad=spec.fit == "pad")
+        except InvalidInput as error:
+            return None, None, [request.problem(("video", "path"), f"{spec.video.path}: {error.message}")]
     if spec.image is None:
         if spec.start is None:
-            return None, []
-        resolution = spec.resolution or defaults.resolution
-        size = _asked_size(spec) or _bucket((resolution, resolution), resolution)
-        return fit(size, size), []
+            return of_video, of_video, []
+        size = of_video.size if of_video else _asked_size(spec) or _bucket((resolution, resolution), resolution)
+        return fit(size, size), of_video, []
     try:
         source = image_size(Path(spec.image))
-        size = _asked_size(spec) or _bucket(source, spec.resolution or defaults.resolution)
-        return fitted(source, size, pad=spec.fit == "pad"), []
+        size = of_video.size if of_video else _asked_size(spec) or _bucket(source, resolution)
+        return fitted(source, size, pad=spec.fit == "pad"), of_video, []
     except InvalidInput as error:
-        return None, [request.problem(("image",), f"{spec.image}: {error.message}")]
+        return None, of_video, [request.problem(("image",), f"{spec.image}: {error.message}")]
 
 
 def _asked_size(spec: JobSpec) -> tuple[int, int] | None:
@@ -167,6 +199,8 @@ def _end(request: JobRequest, defaults: ModelDefaults, size: tuple[int, int]) ->
     wrong = None
     if spec.loop and spec.end_image is not None:
         wrong = request.problem(("loop",), "given beside end_image; a loop ends on its start image")
+    elif spec.loop and path is None and "image" in request.flawed:
+        pass  # what is wrong with it has been said
     elif spec.loop and path is None:
         wrong = request.problem(("loop",), "needs a start image to end on")
     elif path is None and spec.end_strength is not None:
@@ -194,6 +228,8 @@ def _sections(request: JobRequest, defaults: ModelDefaults) -> tuple[SectionPlan
         return plan, []
     if defaults.family is not Family.INVERTED:
         return plan, [request.problem(("paddings",), "only inverted models have paddings")]
+    if {"sections", "seconds", "fps", "window", "paddings"} & request.flawed:
+        return plan, []  # what is wrong with them has been said
     if len(spec.paddings) != count:
         return plan, [request.problem(("paddings",), f"{len(spec.paddings)} paddings for {count} sections")]
     if spec.paddings[-1] != 0:

@@ -20,10 +20,16 @@ from goan_cli.jobs.fields import (
     size_value,
     start_value,
     step_cache_value,
+    template_value,
+    video_value,
 )
 
 # Two ways to say one thing: the stronger layer's takes the other's place.
 RIVALS = {"seconds": "sections", "sections": "seconds", "image": "start", "start": "image"}
+
+
+def _seconds_or_none(value: object) -> object:
+    return None if value is None else seconds_value(value)
 
 
 class _Layer(BaseModel):
@@ -56,13 +62,48 @@ class StepCacheSpec(_Layer):
     )
 
 
+class VideoSpec(_Layer):
+    """A video that the new part goes on with; a bare path means the defaults."""
+
+    path: PathText = Field(description="Video file, relative to this file.")
+    audio: StrictBool = Field(default=False, description="Keep its sound.")
+    cross_fade: Annotated[float | None, BeforeValidator(_seconds_or_none)] = Field(
+        None, ge=0, le=10, description="Seconds over which it goes over into the new part (default 0.5s)."
+    )
+    join: StrictBool = Field(default=True, description="Write it and the new part as one; false: the new part alone.")
+
+
 class OutputSpec(_Layer):
     """Where and how results are written."""
 
     dir: PathText | None = Field(None, description="Folder for results (default renders/).")
     keep_latents: StrictBool | None = Field(None, description="Also save the final latents as safetensors.")
     contact_sheet: StrictBool | None = Field(None, description="Also write frames of the whole video as one PNG.")
-    crf: StrictInt | None = Field(None, ge=1, le=51, description="x264 quality, lower is better (default 16).")
+    format: Literal["mp4", "webm", "gif", "webp", "png", "mov"] | None = Field(
+        None, description="Kind of file (default mp4); png is a folder of pictures, mov is ProRes."
+    )
+    codec: Literal["h264", "hevc", "av1", "vp9", "gif", "webp", "png", "prores"] | None = Field(
+        None, description="Of mp4: h264 (default), hevc, av1; of webm: vp9 (default), av1; of others their one."
+    )
+    crf: StrictInt | None = Field(
+        None,
+        ge=1,
+        le=63,
+        description="Quality, lower is better: h264 1 to 51 (default 16), hevc 1 to 51 (18), av1 and vp9 1 to 63 (22).",
+    )
+    poster: StrictBool | None = Field(None, description="Also write the first frame as NAME.png.")
+    keep: Annotated[list[Literal["latents", "sections", "preview"]] | None, BeforeValidator(patterns_value)] = Field(
+        None,
+        description="Also keep the final latents, each section's stretch as a video, a rough picture of each section.",
+    )
+    template: Annotated[StrictStr | None, BeforeValidator(template_value)] = Field(
+        None,
+        description="Pattern of file names; fields are name, seed, lora, model, width, height and steps.",
+        json_schema_extra={"examples": ["{name}-{seed}-{lora}"]},
+    )
+    metadata: StrictBool | None = Field(
+        None, description="Whether results hold the job that they were made from (default true)."
+    )
 
 
 GateWord = Literal["fail", "warn", "off"]
@@ -75,6 +116,17 @@ class GatesSpec(_Layer):
     black: GateWord | None = Field(None, description="Frames that are nearly black, or of one colour (default warn).")
     frozen: GateWord | None = Field(None, description="A stretch without motion (default warn).")
     drift: GateWord | None = Field(None, description="Brightness or saturation that wander (default off).")
+
+
+class PostSpec(_Layer):
+    """What is done with the finished frames before they are encoded."""
+
+    interpolate: Number | None = Field(
+        None, gt=1, le=240, description="Frames per second to come to, by frames that are made between the others."
+    )
+    upscale: PathText | None = Field(
+        None, description="Upscaling model (safetensors) that every frame goes through; needs goan-cli[post]."
+    )
 
 
 LoraList = Annotated[list[Annotated[LoraSpec, BeforeValidator(lora_value)]], Field(max_length=32)]
@@ -93,6 +145,23 @@ class MomentSpec(_Layer):
     true_cfg_scale: Number | None = Field(None, ge=1, le=100, description="True CFG from here on; 1 is off.")
     image: PathText | None = Field(None, description="A picture to look at from here on, in place of the start image.")
     loras: LoraList | None = Field(None, description="LoRAs from here on, in place of the others.")
+
+
+class ControlSpec(_Layer):
+    """A further picture that one-frame inference looks at, and its frame index."""
+
+    image: PathText = Field(description="Image, relative to this file.")
+    index: StrictInt = Field(ge=0, le=1000, description="Its frame index; the start image's is 0.")
+
+
+class OneFrameSpec(_Layer):
+    """One picture instead of a video: what would be seen at a frame index, from the start image and others."""
+
+    target: StrictInt | None = Field(None, ge=0, le=1000, description="Frame index to make (default: the window).")
+    controls: list[ControlSpec] = Field(default_factory=list, max_length=18, description="Further control images.")
+    no_2x: StrictBool = Field(default=False, description="Leave out the empty history at half resolution.")
+    no_4x: StrictBool = Field(default=False, description="Leave out the empty history at a quarter.")
+    no_post: StrictBool = Field(default=False, description="Leave out the empty frame that comes after.")
 
 
 class GuidanceScheduleSpec(_Layer):
@@ -119,10 +188,20 @@ class JobSpec(_Layer):
         description="What to begin from instead of an image: black, grey, white, '#rrggbb' or noise.",
         json_schema_extra={"examples": ["grey", "noise", "#3a6ea5"]},
     )
+    video: Annotated[VideoSpec | None, BeforeValidator(video_value)] = Field(
+        None,
+        description="Video to go on with: forward models continue it, inverted ones lead up to it. "
+        "Lengths and the timeline's times are then those of the new part.",
+    )
     end_image: PathText | None = Field(None, description="Image that the video ends on (inverted models).")
     end_strength: Number | None = Field(None, gt=0, le=1, description="How closely it ends on it (default 1).")
     loop: StrictBool | None = Field(None, description="End on the start image, so that the video can be repeated.")
-    prompt: StrictStr | None = Field(None, description="What happens in the video.")
+    one_frame: OneFrameSpec | None = Field(
+        None, description="Make one picture instead of a video (image editing with FramePack)."
+    )
+    prompt: StrictStr | None = Field(
+        None, description="What happens in the video; not needed where a timeline says so from 0 s on."
+    )
     timeline: list[MomentSpec] | None = Field(
         None, max_length=1000, description="What changes when, in seconds of the finished video."
     )
@@ -185,6 +264,7 @@ class JobSpec(_Layer):
         None, description="overlap (default) as FramePack decodes, or single: cheaper, not the same pixels."
     )
     loras: LoraList | None = Field(None, description="LoRAs baked into the weights for this job.")
+    post: PostSpec | None = Field(None, description="What is done with the finished frames: more a second, or larger.")
     output: OutputSpec | None = Field(None, description="Where and how results are written.")
     gates: GatesSpec | None = Field(None, description="What is done about defects of the result.")
     retry_seeds: StrictInt | None = Field(

@@ -43,11 +43,12 @@ class SectionPlan:
     family: Family
     window: int
     sections: tuple[Section, ...]
+    still: bool = False  # one picture instead of a video: the start latent is no part of it
 
     @property
     def latent_frames(self) -> int:
         """Latent frames of the finished video, the start latent included."""
-        return len(self.sections) * self.window + 1
+        return 1 if self.still else len(self.sections) * self.window + 1
 
     def place_of(self, section: Section) -> int:
         """A section's place in viewing order, from 0."""
@@ -71,6 +72,27 @@ def plan_sections(family: Family, count: int, window: int, paddings: tuple[int, 
     else:
         sections = _forward(count, window)
     return SectionPlan(family=family, window=window, sections=sections)
+
+
+def plan_still(
+    family: Family, target: int, controls: tuple[int, ...], *, no_2x: bool, no_4x: bool, no_post: bool
+) -> SectionPlan:
+    """The plan of one picture at the frame index `target`, seen from the start image (0) and further `controls`.
+
+    Behind it lies an empty history, as behind the last section of a video; each part of it can be left out. Source:
+    one-frame inference of musubi-tuner and FramePack-eichi.
+    """
+    after = max(target, *controls, 0) + 1
+    section = Section(
+        number=0,
+        padding=None,
+        latent_indices=(target,),
+        clean_indices=(0, *controls, *(() if no_post else (after,))),
+        clean_2x_indices=() if no_2x else tuple(range(after + 1, after + 1 + CLEAN_2X)),
+        clean_4x_indices=() if no_4x else tuple(range(after + 1 + CLEAN_2X, after + HISTORY)),
+        frames=(0, 1),
+    )
+    return SectionPlan(family=family, window=1, sections=(section,), still=True)
 
 
 def default_paddings(count: int) -> tuple[int, ...]:

@@ -38,11 +38,15 @@ def moments_of(
     moments: list[Moment] = []
     problems: list[Problem] = []
     length, count = section_seconds(sections.window, fps), len(sections.sections)
+    length_known = not {"seconds", "sections", "fps", "window", "model"} & request.flawed
     for index, spec in enumerate(request.spec.timeline or ()):
         place = round(spec.at / length)
-        if place >= count:
-            end = f"the last of {count} sections begins at {(count - 1) * length:.3g} s"
-            problems.append(request.problem(("timeline", index, "at"), f"{spec.at:g} s is beyond the video: {end}"))
+        if not length_known:
+            pass  # of what is wrong with it, that has been said
+        elif place >= count:
+            where = "nearer to the video's end than to its last section" if spec.at < count * length else "too late"
+            last = f"the last of {_sections(count)} begins at {(count - 1) * length:.3g} s"
+            problems.append(request.problem(("timeline", index, "at"), f"{spec.at:g} s is {where}: {last}"))
         elif moments and place <= moments[-1].section:
             before = f"{moments[-1].at:g} s, which begins at {moments[-1].section * length:.3g} s"
             problems.append(
@@ -52,6 +56,8 @@ def moments_of(
                     hint=f"moments come in order, at least {length:.3g} s apart",
                 )
             )
+        if spec.blend and spec.prompt is None:
+            problems.append(request.problem(("timeline", index, "blend"), "given without a prompt to go over into"))
         image, wrong = _image(request, index, spec, size)
         problems += wrong
         moments.append(
@@ -68,6 +74,10 @@ def moments_of(
             )
         )
     return tuple(moments), problems
+
+
+def _sections(count: int) -> str:
+    return f"{count} section{'' if count == 1 else 's'}"
 
 
 def _image(
@@ -98,8 +108,9 @@ def directions_of(
         if (moment := begun.get(place)) is not None:
             earlier = now.prompt
             now = _changed(now, moment)
-            blend, since = (moment.blend, place) if moment.prompt is not None else (0, place)
-            now = replace(now, earlier=earlier if blend else "")
+            if moment.prompt is not None:  # else a blend that was begun goes on
+                blend, since = moment.blend if moment.prompt != earlier else 0, place
+                now = replace(now, earlier=earlier if blend else "")
         share = (place - since + 1) / (blend + 1) if blend else 1.0
         # Past the blend nothing of the earlier prompt is left.
         told.append(replace(now, share=share) if share < 1 else replace(now, share=1.0, earlier=""))

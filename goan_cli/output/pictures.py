@@ -1,4 +1,4 @@
-"""Still pictures and tensors beside a video: section previews, contact sheets, kept latents."""
+"""Still pictures and tensors beside a video: section previews, contact sheets."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
-from safetensors.numpy import save
+from PIL import Image, ImageDraw, PngImagePlugin
 
-from goan_cli.files import replaced_when_complete, write_bytes
+from goan_cli.files import replaced_when_complete
 
 Frame = NDArray[np.uint8]
+RECIPE_KEY = "goan"  # of the text chunk that holds the job
 
 _SHEET_FRAMES = 12
 _SHEET_COLUMNS = 6
@@ -46,8 +46,14 @@ def keeping(chunks: Iterable[Frame], wanted: Collection[int], kept: MutableMappi
         yield chunk
 
 
-def write_contact_sheet(path: Path, frames: Sequence[Frame], labels: Sequence[str]) -> None:
-    """A PNG of frames `(h, w, 3)` of one size in rows of six, each over its label."""
+def write_poster(path: Path, frame: Frame, recipe: str | None = None) -> None:
+    """A PNG of a frame `(h, w, 3)`, with the recipe in it."""
+    with replaced_when_complete(path) as temporary:
+        Image.fromarray(frame).save(temporary, pnginfo=_info(recipe))
+
+
+def write_contact_sheet(path: Path, frames: Sequence[Frame], labels: Sequence[str], recipe: str | None = None) -> None:
+    """A PNG of frames `(h, w, 3)` of one size in rows of six, each over its label, with the recipe in it."""
     height, width = frames[0].shape[:2]
     scale = _SHEET_LARGEST / width if width > _SHEET_LARGEST else math.ceil(_SHEET_SMALLEST / width)
     shown_width, shown_height = round(width * scale), round(height * scale)
@@ -62,12 +68,15 @@ def write_contact_sheet(path: Path, frames: Sequence[Frame], labels: Sequence[st
         sheet.paste(Image.fromarray(frame).resize((shown_width, shown_height), way), (left, top))
         draw.text((left, top + shown_height + 1), label, fill="black")
     with replaced_when_complete(path) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, pnginfo=_info(recipe))
 
 
-def write_latents(path: Path, latents: NDArray[np.float32]) -> None:
-    """Final latents `(1, 16, n, h/8, w/8)` as safetensors, under the name `latents`."""
-    write_bytes(path, save({"latents": np.ascontiguousarray(latents)}))
+def _info(recipe: str | None) -> PngImagePlugin.PngInfo:
+    """What a PNG is saved with to hold a recipe."""
+    info = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        info.add_text(RECIPE_KEY, recipe)
+    return info
 
 
 def write_bars(path: Path, title: str, bars: Sequence[tuple[str, float, float]]) -> None:

@@ -83,10 +83,11 @@ class FrameMeter:
             self.liveliest.append(float(change.max()))
         self._last = blocks
 
-    def quality(self, plan: SectionPlan, fps: float, *, finite: bool) -> Quality:
-        """What was seen of a whole video of this plan."""
+    def quality(self, plan: SectionPlan, fps: float, *, finite: bool, before: int = 0) -> Quality:
+        """What was seen of a whole video of this plan, `before` whose first frame there were others."""
         # A start image that is black or flat itself makes such a video, and rightly.
         judged = not self._is_black(0)
+        spans = [section.frames for section in plan.sections]
         black = [number for number in range(len(self.luma)) if judged and self._is_black(number)]
         return Quality(
             finite=finite,
@@ -100,7 +101,7 @@ class FrameMeter:
                     saturation=_mean(self.saturation[first:stop]),
                     motion=_mean(self.motion[max(first - 1, 0) : stop - 1]),
                 )
-                for first, stop in sorted(section.frames for section in plan.sections)
+                for first, stop in sorted((first + before, stop + before) for first, stop in spans)
             ),
         )
 

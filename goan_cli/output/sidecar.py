@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import write_text
-from goan_cli.jobs.job import Job, LoraUse, Moment
+from goan_cli.jobs.extension import Extension
+from goan_cli.jobs.job import Job, LoraUse, Moment, OneFrame, Post
+from goan_cli.jobs.sizes import fit
 from goan_cli.output.quality import Finding, Quality
 from goan_cli.output.video import VideoInfo
 
@@ -71,7 +73,8 @@ class RenderRecord:
     later one, after `rejected` ones. `pictures` are the SHA-256 of every image file by its path. The two digests are
     of the final latents' and of the frames' bytes. `timings` are seconds by stage; `computed_steps` lists, per
     section, the steps that a step cache ran; `machines` are where it was sampled, more than one only when it was gone
-    on with elsewhere; `memory` says where the transformer's weights were, None on a CPU.
+    on with elsewhere; `memory` says where the transformer's weights were, None on a CPU. `post` is what the frames went
+    through before they were encoded, None for nothing: the digest and the quality are of the frames before it.
     """
 
     identity: str
@@ -94,6 +97,7 @@ class RenderRecord:
     memory: str | None
     versions: Mapping[str, str]
     notes: Sequence[str]
+    post: Mapping[str, Any] | None = None
 
 
 def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str) -> dict[str, Any]:
@@ -103,6 +107,8 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
         "name": job.name,
         "video": {
             "file": job.video.name,
+            "format": "png" if job.one_frame else str(job.output.format),
+            "codec": "png" if job.one_frame else str(job.output.codec),
             "sha256": video_sha256,
             "frames": video.frames,
             "fps": video.fps,
@@ -133,6 +139,7 @@ def sidecar(job: Job, record: RenderRecord, video: VideoInfo, video_sha256: str)
         "memory": record.memory,
         "versions": dict(record.versions),
         "notes": list(record.notes),
+        **({"post": dict(record.post)} if record.post else {}),
     }
 
 
@@ -142,8 +149,14 @@ def _inputs(job: Job, pictures: Mapping[str, str]) -> dict[str, Any]:
         start: dict[str, Any] = {"start": job.start}
     else:
         start = {"path": str(job.image), "sha256": pictures[str(job.image)]}
-    others = {path: sha256 for path, sha256 in pictures.items() if path != str(job.image)}
-    return {"image": {**start, **asdict(job.image_fit)}, **({"pictures": others} if others else {})}
+    clip = job.extension.clip if job.extension else None
+    video = {}
+    if clip is not None:
+        read = {"frames": clip.frames, "fps": clip.own_fps, "seen": list(job.extension.seen) if job.extension else []}
+        video = {"video": {"path": str(clip.path), "sha256": pictures[str(clip.path)], **read}}
+    own = (str(job.image), str(clip.path) if clip else "")
+    others = {path: sha256 for path, sha256 in pictures.items() if path not in own}
+    return {"image": {**start, **asdict(job.image_fit)}, **video, **({"pictures": others} if others else {})}
 
 
 def settings_of(job: Job) -> dict[str, Any]:
@@ -153,17 +166,19 @@ def settings_of(job: Job) -> dict[str, Any]:
         "model": job.model,
         "image": None if job.image is None else str(job.image),
         "start": job.start,
+        "video": None if job.extension is None else _continued(job.extension),
         **_ending(job),
-        "fit": "pad" if job.image_fit.beside else "crop",
+        "fit": _fit(job),
         "paddings": None if job.paddings is None else list(job.paddings),
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
-        "sections": len(job.sections.sections),
+        "sections": None if job.one_frame else len(job.sections.sections),
+        "one_frame": None if job.one_frame is None else _one_frame(job.one_frame),
         "fps": job.fps,
         "size": list(job.size),
         "seed": job.sampling.seed,
         "steps": job.sampling.steps,
-        "window": job.sections.window,
+        "window": None if job.one_frame else job.sections.window,
         "guidance_scale": job.sampling.guidance_scale,
         "true_cfg_scale": job.sampling.true_cfg_scale,
         "guidance_rescale": job.sampling.guidance_rescale,
@@ -173,19 +188,45 @@ def settings_of(job: Job) -> dict[str, Any]:
         "compile": str(execution.compile),
         "attention": str(execution.attention),
         "memory": "auto" if execution.memory is None else f"{execution.memory}B",
-        "decode": str(job.decode),
+        "decode": None if job.one_frame else str(job.decode),
         "loras": [_lora(lora) for lora in job.loras],
         "timeline": [_moment(moment) for moment in job.timeline] or None,
         "guidance_schedule": None if job.guidance_schedule is None else asdict(job.guidance_schedule),
+        "post": post_settings(job.post),
         "output": {
             "dir": str(job.output.dir),
+            **({} if job.one_frame else _coding(job)),
             "keep_latents": job.output.keep_latents,
+            "keep": [
+                *(("sections",) if job.output.keep_sections else ()),
+                *(("preview",) if job.output.keep_previews else ()),
+            ],
             "contact_sheet": job.output.contact_sheet,
-            "crf": job.output.crf,
+            "poster": job.output.poster,
+            "metadata": job.output.metadata,
         },
         "gates": {defect: str(gate) for defect, gate in asdict(job.gates).items()},
         "retry_seeds": job.retry_seeds,
     }
+
+
+def _coding(job: Job) -> dict[str, Any]:
+    return {"format": str(job.output.format), "codec": str(job.output.codec), "crf": job.output.crf}
+
+
+def _fit(job: Job) -> str:
+    """How the job's images fill the size; where both ways are the same, either will do."""
+    pictures = [*((job.end.picture,) if job.end else ()), *(each.image for each in job.timeline if each.image)]
+    pictures += [control.picture for control in job.one_frame.controls] if job.one_frame else []
+    clip = (job.extension.fit,) if job.extension else ()
+    fits = [job.image_fit, *clip, *(picture.fit for picture in pictures)]
+    return "crop" if all(each == fit(each.source, each.size) for each in fits) else "pad"
+
+
+def _continued(extension: Extension) -> dict[str, Any]:
+    """A job's `video`; a cross-fade goes with join only."""
+    fade = {"cross_fade": extension.cross_fade} if extension.join else {}
+    return {"path": str(extension.clip.path), "audio": extension.audio, "join": extension.join, **fade}
 
 
 def _ending(job: Job) -> dict[str, Any]:
@@ -203,6 +244,25 @@ def _lora(lora: LoraUse) -> dict[str, Any]:
         "exclude": list(lora.exclude),
         "trusted": lora.trusted,
     }
+
+
+def _one_frame(one: OneFrame) -> dict[str, Any]:
+    controls = [{"image": str(control.picture.path), "index": control.index} for control in one.controls]
+    return {
+        "target": one.target,
+        "controls": controls,
+        "no_2x": one.no_2x,
+        "no_4x": one.no_4x,
+        "no_post": one.no_post,
+    }
+
+
+def post_settings(post: Post | None) -> dict[str, Any] | None:
+    """A job's `post`, as a job file has it."""
+    if post is None:
+        return None
+    upscale = {} if post.upscale is None else {"upscale": str(post.upscale)}
+    return {**upscale, **({} if post.interpolate is None else {"interpolate": post.interpolate})}
 
 
 def _moment(moment: Moment) -> dict[str, Any]:
@@ -234,6 +294,11 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise InvalidInput(f"{path}: not a sidecar of goan") from error
     return dict(content)
+
+
+def recorded_video(sidecar: Path, content: Mapping[str, Any]) -> Path:
+    """Where the video of a sidecar is: beside it, and of its name, whatever it was called when it was written."""
+    return sidecar.with_name(f"{sidecar.stem}{Path(content['video']['file']).suffix}")
 
 
 def value_at(content: Mapping[str, Any], path: Sequence[str]) -> Any:  # noqa: ANN401 - JSON

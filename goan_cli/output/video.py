@@ -1,24 +1,32 @@
-"""Frames to an MP4 that every player takes: H.264, yuv420p, BT.709, streamed to ffmpeg as they come."""
+"""Frames to a video file of any format, streamed to ffmpeg as they come, and back from one."""
 
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image, ImageSequence
 
 from goan_cli.errors import EnvironmentFault, RenderFailed
+from goan_cli.jobs.formats import Coding, Format
+from goan_cli.output.encoders import COMMENTED, MUXERS, encoder_for
+from goan_cli.output.ffmpeg import ffmpeg_path, metadata_text
+from goan_cli.output.pictures import Frame
 
-# The colours are converted by the matrix that the file then names; untagged files are guessed at by players.
-_TAGS = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-_COLOUR = ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,{_TAGS}"]
+Write = Callable[[Frame], None]
+
 # The same frames make the same file: no dates, and x264 notes its threads, so their number is fixed.
-_REPRODUCIBLE = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1", "-threads", "4"]
+_REPRODUCIBLE = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-threads", "4")
+_QUIET = ("-y", "-loglevel", "error")
+_PICTURE, _FIRST_PICTURE = "frame-%06d.png", "frame-000000.png"  # of a PNG sequence
+_PALETTE = "[0:v]split[frames][seen];[seen]palettegen[palette]"
+# An ordered pattern stands still from frame to frame; error diffusion shimmers, and makes files half as large again.
+_DITHERED = "paletteuse=dither=bayer:bayer_scale=3"
+_LOSSLESS = ("-c:v", "ffv1", "-pix_fmt", "bgr0", "-f", "nut")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,71 +38,151 @@ class VideoInfo:
     fps: float
 
 
-def ffmpeg_version() -> str:
-    """The first line that ffmpeg says of itself. Raises EnvironmentFault when it cannot be run."""
-    return _version_of(ffmpeg_path())
-
-
-@lru_cache  # every sidecar names it
-def _version_of(path: str) -> str:
-    return _run([path, "-version"]).stdout.split("\n", maxsplit=1)[0]
-
-
-def ffmpeg_path() -> str:
-    """The ffmpeg that writes videos. Raises EnvironmentFault when there is none."""
-    try:
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError as error:
-        raise EnvironmentFault("no ffmpeg found", hint="reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE") from error
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise EnvironmentFault(
-            f"{command[0]}: cannot be run: {error}", hint="reinstall imageio-ffmpeg, or mend IMAGEIO_FFMPEG_EXE"
-        ) from error
-
-
 def write_video(
-    path: Path, chunks: Iterable[NDArray[np.uint8]], *, size: tuple[int, int], fps: float, crf: int
+    path: Path,
+    chunks: Iterable[Frame],
+    *,
+    size: tuple[int, int],
+    fps: float,
+    coding: Coding | None = None,
+    recipe: str | None = None,
 ) -> VideoInfo:
-    """Encode chunks of frames `(n, h, w, 3)` to `path`; at most one chunk is held at a time.
+    """Encode chunks of frames `(n, h, w, 3)` to `path`, H.264 in MP4 unless told; at most one chunk is held at a time.
 
-    Raises RenderFailed with ffmpeg's own last words when encoding fails, and when there are no frames.
+    A PNG sequence goes into the folder `path`, which must be there and empty. A `recipe` is put into formats that have
+    a place for one. Raises RenderFailed with ffmpeg's own last words when encoding fails, and when there are no frames;
+    EnvironmentFault where ffmpeg lacks the encoder.
     """
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-"]
-    encode = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", str(crf), "-movflags", "+faststart"]
-    command = [ffmpeg_path(), "-y", "-loglevel", "error", *raw, "-an", *encode, *_COLOUR, *_REPRODUCIBLE, str(path)]
     frames = 0
+    with writing_video(path, size=size, fps=fps, coding=coding, recipe=recipe) as write:
+        for chunk in chunks:
+            write(chunk)
+            frames += len(chunk)
+    return VideoInfo(frames=frames, size=size, fps=fps)
+
+
+@contextmanager
+def writing_video(
+    path: Path, *, size: tuple[int, int], fps: float, coding: Coding | None = None, recipe: str | None = None
+) -> Iterator[Write]:
+    """Yield what writes a chunk of frames to `path`: `write_video` for those who do not have the chunks in a row."""
+    coding = coding or Coding()
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-")
+    if coding.format is Format.GIF:
+        with _writing_gif(path, raw, coding) as write:
+            yield write
+        return
+    with _comment(recipe if coding.format in COMMENTED else None) as comment:
+        arguments = [*raw, *comment, "-an", *_coded(coding)]
+        target, written = str(path), path
+        if coding.format is Format.PNG:
+            target, written = f"{_escaped(path)}/{_PICTURE}", path / _FIRST_PICTURE
+        with _running([*arguments, target], written) as write:
+            yield write
+
+
+def _coded(coding: Coding) -> list[str]:
+    encoder = encoder_for(coding)
+    quality = [] if coding.crf is None else ["-crf", str(coding.crf)]
+    # Every frame is written as it comes: formats without a fixed rate would leave out or repeat some.
+    passed = [] if coding.format in COMMENTED else ["-fps_mode", "passthrough"]
+    return ["-c:v", encoder.name, *encoder.arguments, *quality, *passed, *MUXERS[coding.format], *_REPRODUCIBLE]
+
+
+@contextmanager
+def _comment(recipe: str | None) -> Iterator[list[str]]:
+    """ffmpeg's arguments for a comment, which come after the first input. In a file, since it may be of any length."""
+    if recipe is None:
+        yield ["-map_metadata", "-1"]
+        return
+    with tempfile.TemporaryDirectory(prefix="goan-") as folder:
+        file = Path(folder) / "recipe.txt"
+        file.write_text(metadata_text(recipe), encoding="utf-8")
+        yield ["-f", "ffmetadata", "-i", str(file), "-map", "0:v", "-map_metadata", "1"]
+
+
+@contextmanager
+def _writing_gif(path: Path, raw: Iterable[str], coding: Coding) -> Iterator[Write]:
+    """In two passes, since the one palette is that of all frames, which wait in a lossless file."""
+    # Beside the video, where there is space for it, and under names that are cleared away when goan is killed.
+    waiting, palette = (path.with_name(f".goan-{what}-{path.name}") for what in ("frames", "palette"))
+    try:
+        seen = ["-map", "[palette]", "-c:v", "png", "-f", "image2", "-update", "1", _escaped(palette)]
+        kept = ["-map", "[frames]", *_LOSSLESS, str(waiting)]
+        with _running([*raw, "-filter_complex", _PALETTE, *seen, *kept], waiting) as write:
+            yield write
+        inputs = ["-f", "nut", "-i", str(waiting), "-f", "png_pipe", "-i", str(palette)]
+        coded = ["-lavfi", _DITHERED, "-map_metadata", "-1", *_coded(coding), str(path)]
+        with _running([*inputs, *coded], path, fed=False):
+            pass
+    finally:
+        for file in (waiting, palette):
+            file.unlink(missing_ok=True)
+
+
+def _escaped(path: Path) -> str:
+    """A path for ffmpeg's writer of pictures, to which a percent sign means a number."""
+    return str(path).replace("%", "%%")
+
+
+class _EndedEarly(Exception):
+    """ffmpeg takes no more frames, and says why."""
+
+
+@contextmanager
+def _running(arguments: Iterable[str], written: Path, *, fed: bool = True) -> Iterator[Write]:
+    """Run ffmpeg, which must leave the file `written`; yield what gives it frames, where it is `fed` any."""
+    command, frames, ended = [ffmpeg_path(), *_QUIET, *arguments], 0, False
     with tempfile.TemporaryFile() as words:
         try:
             # In a session of its own: Ctrl-C in a terminal is for goan, which stops when it has saved its work.
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True
+                command,
+                stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=words,
+                start_new_session=True,
             )
         except OSError as error:
             raise EnvironmentFault(f"{command[0]}: cannot be run: {error}") from error
+        stdin = process.stdin
+
+        def write(chunk: Frame) -> None:
+            nonlocal frames
+            if stdin is None:
+                raise RenderFailed("ffmpeg takes no frames")
+            try:
+                stdin.write(np.ascontiguousarray(chunk).data)
+            except BrokenPipeError:
+                raise _EndedEarly from None
+            frames += len(chunk)
+
         try:
             with process:
-                frames = _feed(process, chunks)
+                try:
+                    yield write
+                except _EndedEarly:
+                    ended = True
+                with suppress(BrokenPipeError):
+                    if stdin is not None:
+                        stdin.close()
         except BaseException:
             process.kill()
             process.wait()
             raise
-        if process.returncode or not frames or not path.is_file():
-            words.seek(0)
-            lines = [line.strip() for line in words.read().decode(errors="replace").splitlines() if line.strip()]
-            said = "there were no frames" if not frames else (lines[-1] if lines else f"exit {process.returncode}")
-            raise RenderFailed(f"{path.parent}: ffmpeg could not write the video: {said}")
-    return VideoInfo(frames=frames, size=size, fps=fps)
+        words.seek(0)
+        said = [line.strip() for line in words.read().decode(errors="replace").splitlines() if line.strip()]
+    if ended or process.returncode or (fed and not frames) or not written.is_file():
+        why = said[-1] if said else f"exit {process.returncode}"
+        if fed and not frames and not ended:
+            why = "there were no frames"
+        raise RenderFailed(f"{written.parent}: ffmpeg could not write the video: {why}")
 
 
-def read_video(path: Path) -> NDArray[np.uint8]:
-    """The frames `(n, h, w, 3)` of a video file, as far as it can be decoded, all at once: for short ones.
+def read_video(path: Path) -> Frame:
+    """The frames `(n, h, w, 3)` of a video, as far as it can be decoded, all at once: for short ones.
 
-    Raises RenderFailed when ffmpeg cannot decode it.
+    Raises RenderFailed when it cannot be decoded.
     """
     frames = list(_decoded(path))
     if not frames:
@@ -102,15 +190,18 @@ def read_video(path: Path) -> NDArray[np.uint8]:
     return np.stack(frames)
 
 
-def read_frames(path: Path, wanted: Collection[int]) -> dict[int, NDArray[np.uint8]]:
+def read_frames(path: Path, wanted: Collection[int]) -> dict[int, Frame]:
     """The frames `(h, w, 3)` of these numbers, one held at a time; those beyond the end are left out.
 
-    Raises RenderFailed when ffmpeg cannot decode the file.
+    Raises RenderFailed when the video cannot be decoded.
     """
     return {number: frame.copy() for number, frame in enumerate(_decoded(path)) if number in wanted}
 
 
-def _decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
+def _decoded(path: Path) -> Iterator[Frame]:
+    if path.is_dir() or path.suffix in (".gif", ".webp"):
+        yield from _pictures(path)
+        return
     ffmpeg_path()
     try:
         reader = imageio_ffmpeg.read_frames(str(path))
@@ -121,17 +212,24 @@ def _decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
         raise RenderFailed(f"{path}: ffmpeg cannot decode it: {error}") from error
 
 
-def _feed(process: "subprocess.Popen[bytes]", chunks: Iterable[NDArray[np.uint8]]) -> int:
-    """Write all frames to ffmpeg; returns their number. Stops early when ffmpeg does, who then says why."""
-    frames = 0
-    if process.stdin is None:
-        raise RenderFailed("ffmpeg takes no frames")
-    for chunk in chunks:
-        try:
-            process.stdin.write(np.ascontiguousarray(chunk).data)
-        except BrokenPipeError:
-            break
-        frames += len(chunk)
-    with suppress(BrokenPipeError):
-        process.stdin.close()
-    return frames
+def _pictures(path: Path) -> Iterator[Frame]:
+    """The frames of a PNG sequence, or of an animation: each as often as it stood for one that was written."""
+    try:
+        for file in sorted(path.glob("*.png")) if path.is_dir() else (path,):
+            with Image.open(file) as image:
+                times = _times(image)
+                for frame, repeated in zip(ImageSequence.Iterator(image), times, strict=True):
+                    yield from [np.asarray(frame.convert("RGB"))] * repeated
+    except (OSError, ValueError, SyntaxError) as error:
+        raise RenderFailed(f"{path}: cannot be decoded: {error}") from error
+
+
+def _times(image: Image.Image) -> list[int]:
+    """How many frames each one of a file stands for: a WebP shows one for longer in place of the same one again."""
+    if image.format != "WEBP":
+        return [1] * getattr(image, "n_frames", 1)
+    durations = []
+    for frame in ImageSequence.Iterator(image):
+        frame.load()
+        durations.append(frame.info.get("duration") or 1)
+    return [round(duration / min(durations)) for duration in durations]

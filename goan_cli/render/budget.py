@@ -33,7 +33,7 @@ def memory_of(plan: RenderPlan, *, precision: str, image: int, text: int, budget
         branches=2 if job.is_guided else 1,
         step_cache=job.sampling.step_cache is not None,
         budget=budget,
-        decode=0 if budget is None else _decode_bytes(plan.pack, job.sections, job.decode, job.size),
+        decode=0 if budget is None else _decode_bytes(plan.pack, job.decoded_sections, job.decode, job.size),
     )
 
 

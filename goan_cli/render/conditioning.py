@@ -27,6 +27,8 @@ class Conditioning:
     """Text of both CFG branches (the negative one None where true CFG is off), image, and start latent.
 
     `image_embeds` `(1, s, d)` from SigLIP; `start_latent` and `end_latent` `(1, 16, 1, h, w)`, scaled, fp32.
+    `controls` `(1, 16, n, h, w)` are the further pictures of one-frame inference, None without any.
+    `video` `(1, 16, n, h, w)` are the latents of a video, in viewing order, that new sections go on from or lead up to.
     `sections`, in sampling order, take the place of the rest where sections are told different things; else empty.
     """
 
@@ -35,6 +37,8 @@ class Conditioning:
     image_embeds: Tensor
     start_latent: Tensor
     end_latent: Tensor | None = None
+    video: Tensor | None = None
+    controls: Tensor | None = None
     sections: tuple[SectionConditioning, ...] = ()
 
     def of(self, section: int, sampling: Sampling) -> SectionConditioning:

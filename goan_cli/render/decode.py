@@ -22,31 +22,47 @@ Decode = Callable[[Tensor], Tensor]
 def decoded(latents: Tensor, plan: SectionPlan, decode: Decode, mode: DecodeMode) -> Iterator[Tensor]:
     """Yield pixels `(1, 3, frames, h, w)` in viewing order from final latents `(1, 16, n, h/8, w/8)`.
 
+    Of the latents of a video that was gone on with, those within a window of the new ones are decoded with them.
     `decode` turns scaled latents into pixels about [-1, 1] in the way of this mode (see `vae_decoder`).
     """
+    beside = min(plan.window, latents.shape[2] - len(plan.sections) * plan.window)
+    if plan.family is Family.F1:
+        latents = latents[:, :, -(beside + len(plan.sections) * plan.window) :]
+    else:
+        latents = latents[:, :, : plan.latent_frames + plan.window]
     return decode_once(latents, decode) if mode is DecodeMode.SINGLE else decode_video(latents, plan, decode)
 
 
-def chunk_bounds(plan: SectionPlan) -> list[tuple[int, int]]:
+def own_latents(latents: Tensor, plan: SectionPlan) -> Tensor:
+    """Of a job's final latents those that its sections made, and the one that they begin from: a video of their own."""
+    if plan.family is Family.F1:
+        return latents[:, :, -plan.latent_frames :]
+    return latents[:, :, : plan.latent_frames]
+
+
+def chunk_bounds(plan: SectionPlan, latent_frames: int | None = None) -> list[tuple[int, int]]:
     """Half-open latent ranges, in viewing order, that upstream decodes for each section.
 
-    The first sampled section is decoded alone; each later one together with one window of its neighbour.
+    The first sampled section is decoded alone; each later one together with one window of its neighbour. Where there
+    are more `latent_frames` than the plan's, the first sampled one is decoded with those too, of a given video.
     """
     count, window = len(plan.sections), plan.window
-    if count == 1:
-        return [(0, window + 1)]
+    total = plan.latent_frames if latent_frames is None else latent_frames
     if plan.family is Family.F1:
-        return [(0, window + 1), *((1 + window * (k - 1), 1 + window * (k + 1)) for k in range(1, count))]
+        given = total - window * count  # the start latent alone, where no video is given
+        return [(0, given + window), *((given + window * (k - 1), given + window * (k + 1)) for k in range(1, count))]
+    if count == 1:
+        return [(0, total)]
     # The inverted model's first section in view holds the start latent; its last in view was sampled first.
     middle = ((1 + window * k, 1 + window * (k + 2)) for k in range(1, count - 1))
-    return [(0, 1 + 2 * window), *middle, (1 + window * (count - 1), 1 + window * count)]
+    return [(0, 1 + 2 * window), *middle, (1 + window * (count - 1), total)]
 
 
 def decode_video(latents: Tensor, plan: SectionPlan, decode: Decode) -> Iterator[Tensor]:
     """The overlapped decode. At most two chunks are in memory at a time."""
     overlap = LATENT_FRAME * plan.window - (LATENT_FRAME - 1)
     held: Tensor | None = None
-    for start, stop in chunk_bounds(plan):
+    for start, stop in chunk_bounds(plan, latents.shape[2]):
         pixels = decode(latents[:, :, start:stop])
         if held is not None:
             ready, blended = held[:, :, :-overlap], cross_fade(held[:, :, -overlap:], pixels[:, :, :overlap])

@@ -31,7 +31,9 @@ class DeviceMemory:
 
         `precision` is fp32, fp16, bf16 or fp8. Raises EnvironmentFault when not even streaming fits.
         """
-        texts = [text for text in (conditioning.positive, conditioning.negative) if text is not None]
+        own = (conditioning.positive, conditioning.negative)
+        told = (text for each in conditioning.sections for text in (each.positive, each.negative))
+        texts = [text for text in (*own, *told) if text is not None]
         budget = self._free
         if budget is not None and plan.job.execution.memory is not None:
             budget = min(budget, plan.job.execution.memory)
@@ -54,4 +56,5 @@ class DeviceMemory:
             weights = sum(parameter.nbytes for parameter in vae.parameters())
             free = min(free, self._sampling.decode_room - weights)
         width, height = plan.job.size
-        return choose_tiling(shape_of(vae), plan.job.sections, plan.job.decode, height=height, width=width, free=free)
+        sections = plan.job.decoded_sections
+        return choose_tiling(shape_of(vae), sections, plan.job.decode, height=height, width=width, free=free)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import lru_cache, partial
 from importlib.metadata import version
 
 import numpy as np
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import digest_of
+from goan_cli.jobs.clips import clip_frames
 from goan_cli.jobs.job import Direction, Job, Picture
+from goan_cli.jobs.sections import Family
 from goan_cli.model.transformer import TextConditioning
 from goan_cli.packs.pack import Pack
 from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.conditioning import Conditioning, SectionConditioning, blended
 from goan_cli.render.device import device_name
 from goan_cli.render.events import Note, Stage
-from goan_cli.render.image import filled_pixels, fitted_pixels, posterior, start_latent
+from goan_cli.render.image import CLIP, clip_posterior, filled_pixels, fitted_pixels, posterior, start_latent
 from goan_cli.render.parts import Parts
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.text import Truncation
@@ -45,12 +48,11 @@ class Encoding:
     def conditioning_for(self, plan: RenderPlan) -> Conditioning:
         """Text of both CFG branches, image features, and the latents that the plan's seed draws of its pictures."""
         job, pack, seed = plan.job, plan.pack, plan.job.sampling.seed
-        positive = self._text(pack, "prompt", job.prompt)
-        negative = self._text(pack, "negative_prompt", job.negative_prompt) if job.is_guided else None
-        told = [self._told(plan, direction) for direction in job.directions] if job.is_directed else []
-        with self._stage(Stage.ENCODE):
-            pixels = _start_pixels(job)
-        embeds, start = self._seen(pack, pixels, seed, 0)
+        text = lru_cache(maxsize=None)(partial(self._text, pack))  # one tensor for a text that many sections are told
+        positive = text("prompt", job.prompt)
+        negative = text("negative_prompt", job.negative_prompt) if job.is_guided else None
+        told = [_told(text, direction) for direction in job.directions] if job.is_directed else []
+        embeds, start, video = self._beginning(plan)
         end = None
         if job.end is not None:
             with self._stage(Stage.ENCODE):
@@ -63,18 +65,42 @@ class Encoding:
             image_embeds=embeds,
             start_latent=start,
             end_latent=end,
+            video=video,
+            controls=self._controls(plan),
             sections=self._sections(plan, told, embeds, start),
         )
 
-    def _told(self, plan: RenderPlan, direction: Direction) -> tuple[TextConditioning, TextConditioning | None]:
-        """A section's text, of both CFG branches."""
-        positive = self._text(plan.pack, "prompt", direction.prompt)
-        if direction.share < 1:
-            positive = blended(self._text(plan.pack, "prompt", direction.earlier), positive, direction.share)
-        negative = None
-        if direction.true_cfg_scale != 1.0:
-            negative = self._text(plan.pack, "negative_prompt", direction.negative_prompt)
-        return positive, negative
+    def _controls(self, plan: RenderPlan) -> Tensor | None:
+        """The latents of one-frame inference's further pictures, one behind another."""
+        one = plan.job.one_frame
+        if one is None or not one.controls:
+            return None
+        latents = []
+        for number, control in enumerate(one.controls, start=2):  # after the start and an end
+            with self._stage(Stage.ENCODE):
+                pixels = _pixels(control.picture)
+            mean, logvar, scale = self._posterior(plan.pack, pixels)
+            latents.append(start_latent(mean, logvar, scale=scale, seed=plan.job.sampling.seed, picture=number))
+        return torch.cat(latents, dim=2)
+
+    def _beginning(self, plan: RenderPlan) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features and latent of what the video begins from, and the latents of a video that is gone on with."""
+        job, pack, seed = plan.job, plan.pack, plan.job.sampling.seed
+        if job.extension is None:
+            with self._stage(Stage.ENCODE):
+                pixels = _start_pixels(job)
+            return *self._seen(pack, pixels, seed, 0), None
+        with self._stage(Stage.ENCODE):
+            frames = np.stack(list(clip_frames(job.extension.clip, job.extension.fit, *job.extension.seen)))
+        mean, logvar, scale = self._posterior(pack, frames)
+        video, first = start_latent(mean, logvar, scale=scale, seed=seed, picture=CLIP), self._image(pack, frames[0])
+        if job.extension.family is Family.F1:
+            return first, video[:, :, :1], video
+        with self._stage(Stage.ENCODE):
+            pixels = _start_pixels(job) if job.has_start else frames[0]
+        embeds, start = self._seen(pack, pixels, seed, 0)
+        # The first latent stands for a single frame, as only a video's start does.
+        return torch.lerp(embeds, first, 0.5), start, video[:, :, 1:]
 
     def _sections(
         self,
@@ -148,7 +174,7 @@ class Encoding:
         with self._stage(Stage.LOAD):
             vae = self._parts.vae(pack)
         with self._stage(Stage.ENCODE):
-            mean, logvar = posterior(vae, pixels)
+            mean, logvar = (posterior if pixels.ndim == 3 else clip_posterior)(vae, pixels)
         scale = float(vae.config.scaling_factor)
         self._keep(key, {"mean": mean, "logvar": logvar}, {"scale": repr(scale)})
         return mean, logvar, scale
@@ -179,6 +205,17 @@ class Encoding:
             diffusers=version("diffusers"),
             **content,
         )
+
+
+def _told(
+    text: Callable[[str, str], TextConditioning], direction: Direction
+) -> tuple[TextConditioning, TextConditioning | None]:
+    """A section's text, of both CFG branches; `text` encodes what a key says."""
+    positive = text("prompt", direction.prompt)
+    if direction.share < 1:
+        positive = blended(text("prompt", direction.earlier), positive, direction.share)
+    negative = text("negative_prompt", direction.negative_prompt) if direction.true_cfg_scale != 1.0 else None
+    return positive, negative
 
 
 def _start_pixels(job: Job) -> NDArray[np.uint8]:

@@ -15,6 +15,9 @@ from goan_cli.jobs.sizes import Fit
 
 # Keeps the posterior's draw apart from the section noise, which is the seed's own stream.
 _POSTERIOR_STREAM = 0x5EED_1A7E
+# The place of a video's frames among a job's pictures: after any number of those.
+CLIP = 1_000_000
+_TILE, _TILE_STRIDE = 256, 192  # pixels
 
 
 def fitted_pixels(path: Path, fit: Fit) -> NDArray[np.uint8]:
@@ -63,15 +66,38 @@ class ImageEncoder:
 def posterior(vae: Any, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - see decode
     """Mean and log-variance `(1, 16, 1, h/8, w/8)` of the VAE's posterior, fp32 on the CPU, not yet scaled."""
     x = torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1
-    x = x.permute(2, 0, 1)[None, :, None].to(vae.device, vae.dtype)
-    distribution = vae.encode(x).latent_dist
+    return _encoded(vae, x.permute(2, 0, 1)[None, :, None])
+
+
+@torch.inference_mode()
+def clip_posterior(vae: Any, frames: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - see decode
+    """Of 1 + 4 n frames `(1 + 4 n, h, w, 3)`: mean and log-variance `(1, 16, 1 + n, h/8, w/8)`, as `posterior`'s.
+
+    In diffusers' tiles, in time and of large frames, as FramePack encodes on all but the largest cards.
+    """
+    x = torch.from_numpy(frames.astype(np.float32)) / 127.5 - 1
+    vae.enable_tiling(
+        tile_sample_min_height=_TILE,
+        tile_sample_min_width=_TILE,
+        tile_sample_stride_height=_TILE_STRIDE,
+        tile_sample_stride_width=_TILE_STRIDE,
+    )  # whatever was decoded before
+    try:
+        return _encoded(vae, x.permute(3, 0, 1, 2)[None])
+    finally:
+        vae.disable_tiling()
+
+
+def _encoded(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - see decode
+    distribution = vae.encode(x.to(vae.device, vae.dtype)).latent_dist
     return distribution.mean.float().cpu(), distribution.logvar.float().cpu()
 
 
 def start_latent(mean: Tensor, logvar: Tensor, *, scale: float, seed: int, picture: int = 0) -> Tensor:
     """A draw from a posterior, times the VAE's scale: `(1, 16, 1, h/8, w/8)`, decided by the seed.
 
-    `picture` numbers the job's pictures, so that two are not drawn alike: 0 is the start.
+    `picture` numbers the job's pictures, so that two are not drawn alike: 0 is the start. Of a video's posterior, all
+    its latents.
     """
     generator = torch.Generator("cpu").manual_seed((seed ^ _POSTERIOR_STREAM) + picture)
     noise = torch.randn(mean.shape, generator=generator)

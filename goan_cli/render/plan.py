@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from goan_cli.documents import KeyPath
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, MissingModel, Problem
+from goan_cli.jobs.extension import Extension
+from goan_cli.jobs.formats import is_sequence
 from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, StepCacheKind
 from goan_cli.jobs.load import JobRequest
 from goan_cli.jobs.resolve import DEFAULT_MODEL, resolve_job
@@ -124,15 +126,17 @@ def _output_problems(plans: Sequence[tuple[JobRequest, RenderPlan]]) -> list[Pro
     inputs: dict[str, Path] = {}
     for request, plan in plans:
         loras = (lora.path for direction in plan.job.directions for lora in direction.loras)
-        for path in (request.origin.document.file, *plan.job.pictures, *loras):
+        upscale = plan.job.post.upscale if plan.job.post else None
+        for path in (request.origin.document.file, *plan.job.inputs, *loras, upscale):
             if path is not None:
                 inputs[_place(path)] = path
     owners: dict[str, object] = {}
     for request, plan in plans:
         job, variant = plan.job, plan.job.variant
-        if _place(job.video) in owners:
+        # A name is one job's, in whatever format: its sidecar and its state go by it.
+        if _place(job.sidecar) in owners:
             found.append(request.problem(("name",), f"two jobs would write {job.video}", hint="give them other names"))
-        owners[_place(job.video)] = job
+        owners[_place(job.sidecar)] = job
         if variant is not None:
             sheet = job.output.dir / f"{variant.matrix}.matrix.png"
             if owners.setdefault(_place(sheet), variant.axes) != variant.axes:
@@ -142,8 +146,10 @@ def _output_problems(plans: Sequence[tuple[JobRequest, RenderPlan]]) -> list[Pro
                 found.append(
                     request.problem(("name",), f"the result {path} would replace a file that a job is made from")
                 )
-            if path.is_dir():
+            if path.is_dir() and not is_sequence(path):
                 found.append(request.problem(("name",), f"the result {path} is a folder already"))
+            if path.is_file() and is_sequence(path):
+                found.append(request.problem(("name",), f"the result {path} is to be a folder, and is a file already"))
         folder = next(place for place in (job.output.dir, *job.output.dir.parents) if place.exists())
         if not folder.is_dir():
             found.append(request.problem(("output", "dir"), f"{folder}: is a file, not a folder"))
@@ -177,6 +183,7 @@ def _plan(
     problems += wrong
     if job is None or problems:
         return None, problems
+    notes += _notes_of(job.extension)
     try:
         computes = _computed_steps(job, pack, notes)
     except InvalidInput as error:
@@ -195,6 +202,19 @@ def _plan(
         ),
         [],
     )
+
+
+def _notes_of(extension: Extension | None) -> list[str]:
+    """What of the video that is gone on with is not as it was, or as was asked."""
+    if extension is None:
+        return []
+    clip, notes = extension.clip, []
+    if clip.is_resampled:
+        own = "no rate of its own" if clip.own_fps is None else f"{clip.own_fps:g} fps"
+        notes.append(f"{clip.path.name}: {own}, taken at {clip.fps:g}: frames are doubled or left out")
+    if extension.audio and not clip.has_audio:
+        notes.append(f"{clip.path.name}: has no sound to keep")
+    return notes
 
 
 def _matched(

@@ -38,7 +38,8 @@ class SectionProgress:
 class Progress:
     """How far a job's sampling is: with the same settings and weights it goes on from here, bit for bit.
 
-    `history` holds all real latents so far in viewing order, the start latent included once it is in place.
+    `history` holds all real latents so far in viewing order, the start latent included once it is in place, and those
+    of a video that is gone on with.
     `noise_state` is the noise generator's before the next section's noise; `computed_steps` has an entry for
     each finished section, empty where no step cache is used; `within` is the section that was begun.
     """
@@ -121,6 +122,8 @@ def sample_sections(
     if after is None:
         empty = start.new_zeros((1, start.shape[1], 0, height, width))
         history = start if plan.family is Family.F1 else empty
+        if conditioning.video is not None:
+            history = conditioning.video.float().cpu()
         after = Progress(history=history, noise_state=generator.get_state())
     progress = after
     told: SectionConditioning | None = None
@@ -135,7 +138,10 @@ def sample_sections(
             latent_indices=torch.tensor(section.latent_indices),
             latent_size=(height, width),
             clean=clean_latents(
-                section, plan.family, _seen_history(progress, conditioning), told.start_latent.float().cpu()
+                section,
+                Family.INVERTED if plan.still else plan.family,  # a still's history is empty, and lies behind it
+                _seen_history(plan, progress, conditioning),
+                told.start_latent.float().cpu(),
             ),
             image_embeds=told.image_embeds,
         )
@@ -170,8 +176,14 @@ def _texts(told: SectionConditioning) -> tuple[object, ...]:
     return positive, negative, told.guidance_scale, told.true_cfg_scale
 
 
-def _seen_history(progress: Progress, conditioning: Conditioning) -> Tensor:
-    """The history that the next section sees: to the first one sampled, an end image is what comes after it."""
+def _seen_history(plan: SectionPlan, progress: Progress, conditioning: Conditioning) -> Tensor:
+    """The history that the next section sees: to the first one sampled, an end image is what comes after it.
+
+    A still sees its further control images.
+    """
+    if plan.still:
+        none = conditioning.start_latent[:, :, :0]
+        return (none if conditioning.controls is None else conditioning.controls).float().cpu()
     if progress.sections == 0 and conditioning.end_latent is not None:
         return conditioning.end_latent.float().cpu()
     return progress.history
@@ -188,9 +200,11 @@ def clean_latents(section: Section, family: Family, history: Tensor, start: Tens
     section, or before a forward one.
     """
     empty = start.new_zeros((*start.shape[:2], HISTORY, *start.shape[-2:]))
+    # Of a video one frame is near at full resolution; a still has all its controls there.
+    count = len(section.clean_indices) - 1
     if family is Family.INVERTED:
-        near = torch.cat((history, empty), dim=2)[:, :, :HISTORY]
-        near_1x, near_2x, near_4x = near.split((1, CLEAN_2X, CLEAN_4X), dim=2)
+        near = torch.cat((history, empty), dim=2)[:, :, : count + CLEAN_2X + CLEAN_4X]
+        near_1x, near_2x, near_4x = near.split((count, CLEAN_2X, CLEAN_4X), dim=2)
     else:
         near = torch.cat((empty, history), dim=2)[:, :, -HISTORY:]
         near_4x, near_2x, near_1x = near.split((CLEAN_4X, CLEAN_2X, 1), dim=2)
@@ -199,10 +213,16 @@ def clean_latents(section: Section, family: Family, history: Tensor, start: Tens
         (near_2x, section.clean_2x_indices, 2),
         (near_4x, section.clean_4x_indices, 4),
     )
-    return [CleanLatents(latents=latents, indices=torch.tensor(indices), pool=pool) for latents, indices, pool in parts]
+    return [
+        CleanLatents(latents=latents, indices=torch.tensor(indices), pool=pool)
+        for latents, indices, pool in parts
+        if indices
+    ]
 
 
 def _extended(history: Tensor, latents: Tensor, start: Tensor, section: Section, plan: SectionPlan) -> Tensor:
+    if plan.still:
+        return latents
     if plan.family is Family.F1:
         return torch.cat((history, latents), dim=2)
     is_last = section.number == len(plan.sections) - 1

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 import goan_cli.batch.job as job_module
 import goan_cli.render.loading as loading_module
@@ -75,8 +76,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _files(plan: RenderPlan) -> dict[str, bytes]:
-    """What a job left that must be the same whenever and wherever it is rendered."""
-    return {"video": plan.job.video.read_bytes(), "latents": plan.job.latents.read_bytes()}
+    """What a job left that must be the same whenever and wherever it is rendered, under whatever name."""
+    return {"video": plan.job.video.read_bytes(), "latents": load_file(plan.job.latents)["latents"].tobytes()}
 
 
 def _sidecar(plan: RenderPlan) -> dict[str, Any]:

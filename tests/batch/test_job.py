@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 import goan_cli.batch.job as job_module
 from goan_cli.batch.job import render_job
+from goan_cli.batch.standing import OnExists, State, standing_of
 from goan_cli.batch.stop import Stop
 from goan_cli.errors import GoanError, Interrupted, InvalidInput, QualityFailed, RenderFailed
 from goan_cli.files import replaced_when_complete, sha256_of
 from goan_cli.jobs.job import Job
-from goan_cli.output.video import VideoInfo
+from goan_cli.output.video import VideoInfo, read_video
 from goan_cli.render.checkpoint import checkpoint_files, read_record
 from goan_cli.render.engine import Engine, Sampled
 from goan_cli.render.events import (
@@ -32,6 +33,7 @@ from goan_cli.render.events import (
 from goan_cli.render.identity import job_identity, latents_identity
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.progress import read_progress
+from tests.clips import sound_of, write_clip
 from tests.helpers import TINY_CONFIG, TINY_SQUARE, factors, tiny_plan, write_lora
 
 TO_Q = "lora_unet_transformer_blocks_0_attn_to_q"
@@ -658,3 +660,46 @@ def test_seconds_spent_before(tmp_path: Path, embeddings: Path) -> None:
     assert timings["load"] >= 1000
     assert timings["encode"] >= 2000
     assert timings["sample"] < 1000
+
+
+# A video that is gone on with --------------------------------------------------------------------------
+
+
+def _extended(folder: Path, model: str, **keys: Any) -> RenderPlan:
+    folder.mkdir(exist_ok=True)
+    clip = folder / "clip.mkv"
+    frames = np.random.default_rng(6).integers(0, 256, (21, 16, 16, 3), dtype=np.uint8)
+    write_clip(clip, frames, hertz=440)
+    # Without metadata, which has the folder in it.
+    output = {"metadata": False}
+    return _plan(folder, image=None, model=model, output=output, video={"path": str(clip), "audio": True, **keys})
+
+
+@pytest.mark.parametrize(
+    ("model", "when"), [("tiny", _step(1, 2)), ("tiny-f1", _section(1)), ("tiny-f1", _stage(Stage.DECODE))]
+)
+def test_stopped_while_a_video_is_gone_on_with(
+    tmp_path: Path, embeddings: Path, model: str, when: Callable[[Event], bool]
+) -> None:
+    """The checkpoint has the video's latents, or they are drawn again alike: the results are those of a job in one."""
+    whole, plan = _extended(tmp_path / "whole", model), _extended(tmp_path / "stopped", model)
+    _render(whole, embeddings)
+    _stopped(plan, embeddings, when)
+    _render(plan, embeddings)
+    assert _results(plan.job) == _results(whole.job)
+
+
+@pytest.mark.parametrize(("model", "join"), [("tiny", True), ("tiny-f1", False)])
+def test_results_beside_a_video(tmp_path: Path, embeddings: Path, model: str, join: bool) -> None:
+    """The video is as long as planned and sounds where it is joined; the kept latents are those of the new part."""
+    plan = _extended(tmp_path, model, **({} if join else {"join": False, "audio": False}))
+    _render(plan, embeddings)
+    frames = 16 + (21 if join else 0)
+    assert plan.job.frames == frames
+    assert len(read_video(plan.job.video)) == frames
+    assert sound_of(plan.job.video).any() == join
+    content = _sidecar(plan.job)
+    assert content["video"]["frames"] == frames
+    assert content["inputs"]["video"]["sha256"] == sha256_of(tmp_path / "clip.mkv")
+    assert load_file(plan.job.latents)["latents"].shape[2] == plan.job.sections.latent_frames
+    assert standing_of(plan, OnExists.SKIP).state is State.UP_TO_DATE

@@ -325,6 +325,8 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
     }
     assert sidecar["video"] == {
         "file": "complete.mp4",
+        "format": "mp4",
+        "codec": "h264",
         "sha256": sha256_of(plan.job.video),
         "frames": 17,
         "fps": 24.0,
@@ -335,6 +337,14 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
     assert sidecar["settings"] == {
         "model": "tiny",
         "image": str(plan.job.pictures[0]),
+        "start": None,
+        "video": None,
+        "fit": "crop",
+        "paddings": None,
+        "one_frame": None,
+        "timeline": None,
+        "guidance_schedule": None,
+        "post": None,
         "prompt": "a red ball moves to the left",
         "negative_prompt": "dark",
         "sections": 2,
@@ -354,7 +364,17 @@ def test_sidecar_is_complete(tmp_path: Path, loras: dict[str, Path]) -> None:
         "memory": "auto",
         "decode": "overlap",
         "loras": [{"path": str(loras["b"]), "weight": 0.5, "include": [], "exclude": [], "trusted": False}],
-        "output": {"dir": str(tmp_path / "out"), "keep_latents": True, "contact_sheet": False, "crf": 20},
+        "output": {
+            "dir": str(tmp_path / "out"),
+            "format": "mp4",
+            "codec": "h264",
+            "crf": 20,
+            "keep_latents": True,
+            "keep": [],
+            "contact_sheet": False,
+            "poster": False,
+            "metadata": False,
+        },
         "gates": {"nan": "fail", "black": "warn", "frozen": "warn", "drift": "off"},
         "retry_seeds": 0,
     }

@@ -396,7 +396,7 @@ def test_names_of_other_jobs_are_avoided(tmp_path: Path) -> None:
     """A number that would be another job's name in the same run is passed over, whether its video is there or not."""
     plan, second, third = (_plan(tmp_path, name) for name in ("shot", "shot-2", "shot-3"))
     _foreign_video(plan.job)
-    names = {each.job.video for each in (plan, second, third)}
+    names = {each.job.sidecar for each in (plan, second, third)}
     assert _standing(plan, names=names).plan.job.name == "shot-4"
     _finish(second)
     assert _standing(plan, names=names).plan.job.name == "shot-4"

@@ -11,6 +11,7 @@ from goan_cli.batch.stop import Stop
 from goan_cli.batch.survey import RunSettings
 from goan_cli.render.events import CheckpointWritten
 from tests.cli.conftest import Goan, content_of
+from tests.clips import numbered_frames, write_clip
 from tests.conftest import MINIMAL, plan_files, write_jobs
 
 QUICK = {**MINIMAL, "steps": 1, "size": [32, 16], "window": 1, "seed": 7}
@@ -341,6 +342,27 @@ def test_step_caches(folder: Path, goan: Goan, settings: dict[str, object], show
     assert all(1 < int(count) < 25 for count in found.groups())
 
 
+@pytest.mark.parametrize(
+    ("output", "shown_as"),
+    [
+        ({}, ["output", "shot.mp4"]),
+        ({"format": "webm", "codec": "av1", "crf": 30}, ["shot.webm", "format", "webm, av1, crf 30"]),
+        ({"format": "gif"}, ["shot.gif", "format", "gif"]),
+        ({"keep": ["sections", "latents"], "poster": True}, ["beside it", "latents, sections, poster"]),
+        ({"metadata": False}, ["metadata", "none"]),
+        ({"template": "{name}-{steps}"}, ["shot-25.mp4"]),
+    ],
+)
+def test_outputs(folder: Path, goan: Goan, output: dict[str, object], shown_as: list[str]) -> None:
+    """A plan says how the video is written where it is no plain MP4, and what comes beside it."""
+    shown = goan("plan", write_jobs(folder / "shot.yaml", {**QUICK, "steps": 25, "seed": 1, "output": output})).out
+    assert all(word in " ".join(shown.split()) for word in shown_as), shown
+    if not output:
+        assert "beside it" not in shown
+        assert "format" not in shown
+        assert "metadata" not in shown
+
+
 def test_magcache_without_a_calibration(folder: Path, goan: Goan) -> None:
     """MagCache for steps that were not calibrated is refused at its line, with the command that calibrates them."""
     path = write_jobs(folder / "shot.yaml", {**QUICK, "step_cache": "magcache", "steps": 7})
@@ -388,3 +410,49 @@ def test_execution_in_the_sidecar(folder: Path, goan: Goan) -> None:
         assert state_of(goan("plan", path, "--set", same).out) == "uptodate"
     for other in ("precision=fp32", "attention=sage", "decode=overlap", "step_cache=off"):
         assert state_of(goan("plan", path, "--set", other).out).startswith("new")
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "told"),
+    [
+        (
+            "tiny-f1",
+            {"audio": True},
+            (
+                "goes on with",
+                "48x32, resized to 96x64, 33% cut off; 40 frames at 30 fps, frames 3 - 39 are looked at",
+                "before the new part, cross-faded over 9 frames, with its sound",
+                "64x64, 64 frames, 2.13 s at 30 fps; 24 of them are new, 0.80 s",
+                "none: it begins from the video",
+            ),
+        ),
+        (
+            "tiny",
+            {"cross_fade": 0},
+            ("leads up to", "frames 0 - 36 are looked at", "after the new part, not cross-faded"),
+        ),
+        ("tiny", {"join": False}, ("the new part alone, as it goes before", "64x64, 24 frames, 0.80 s at 30 fps")),
+    ],
+)
+def test_a_video_that_is_gone_on_with(
+    folder: Path, goan: Goan, model: str, keys: dict[str, object], told: tuple[str, ...]
+) -> None:
+    """The plan says how much of the video is read and looked at, and how long what is written will be."""
+    write_clip(folder / "clip.mp4", numbered_frames(40), hertz=440)
+    job = {"video": {"path": "clip.mp4", **keys}, "prompt": "a ball", "sections": 2, "size": [64, 64], "model": model}
+    run = goan("plan", write_jobs(folder / "shot.yaml", job))
+    assert (run.code, run.err) == (0, "")
+    for text in told:
+        assert squeezed(text) in squeezed(run.out)
+    rows = [line.split("│") for line in run.out.splitlines() if line.startswith("│")]
+    spans = [row[2 if model == "tiny-f1" else 3].strip() for row in rows]
+    assert spans == (["40 - 51", "52 - 63"] if model == "tiny-f1" else ["13 - 23", "0 - 12"])
+
+
+def test_post_is_shown(folder: Path, goan: Goan) -> None:
+    """What finished frames go through is in the plan."""
+    job = {**QUICK, "size": [64, 48], "post": {"interpolate": 60}}
+    run = goan("plan", write_jobs(folder / "shot.yaml", job))
+    assert (run.code, run.err) == (0, "")
+    assert squeezed("post  interpolated to 60 fps") in squeezed(run.out)
+    assert "interpolated" not in goan("plan", write_jobs(folder / "plain.yaml", QUICK)).out

@@ -61,7 +61,7 @@ def write(folder: Path, inputs: Path, jobs: Sequence[Mapping[str, Any]], **setti
         "steps": 2,
         "window": 2,
         "seed": 7,
-        "output": {"dir": "out", "keep_latents": True},
+        "output": {"dir": "out", "keep_latents": True, "metadata": False},
         **settings,
     }
     write_jobs(folder / "jobs.yaml", {"defaults": defaults, "jobs": list(jobs)})
@@ -188,7 +188,7 @@ FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 def ffmpeg_that(folder: Path, does: str) -> dict[str, str]:
     """An environment in which ffmpeg is a script that knows its version, and else does what it is told."""
     script = folder / "ffmpeg.sh"
-    version = f'case "$*" in *-version*) exec "{FFMPEG}" "$@";; esac'
+    version = f'case "$*" in *-version* | *-encoders*) exec "{FFMPEG}" "$@";; esac'
     script.write_text(f"#!/bin/sh\n{version}\n{does}\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return {"IMAGEIO_FFMPEG_EXE": str(script)}
@@ -383,7 +383,7 @@ def noisy(inputs: Path, size: int) -> dict[str, Any]:
     """Settings of a job whose video is far larger than its latents."""
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     Image.fromarray(noise).save(inputs / f"noise-{size}.png")
-    output = {"dir": "out", "keep_latents": True, "crf": 1}
+    output = {"dir": "out", "keep_latents": True, "crf": 1, "metadata": False}
     return {"size": [size, size], "image": f"noise-{size}.png", "output": output}
 
 

@@ -303,7 +303,7 @@ def test_wrong_matrices(folder: Path, matrix: str, place: int, words: str) -> No
         ("seed: [1, x]", r"seed: must be a whole number, not 'x'"),
         ("sede: [1]", r"sede: unknown key \(did you mean seed\?\)"),
         ("output.crv: [1]", r"output\.crv: unknown key \(did you mean crf\?\)"),
-        ("output.crf: [18, 99]", r"output\.crf: must be less than or equal to 51, not 99"),
+        ("output.crf: [18, 99]", r"output\.crf: must be less than or equal to 63, not 99"),
         ("size: [[64, 65]]", r"size: .*65 is not"),
         ("image: [gone.png]", r"image: .*gone\.png: no such file"),
         ("model: [tinny]", r"model: no model pack named tinny"),

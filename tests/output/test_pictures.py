@@ -1,13 +1,12 @@
-"""Section previews, contact sheets and kept latents."""
+"""Section previews and contact sheets."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
 
-from goan_cli.output.pictures import Frame, keeping, sheet_frames, write_contact_sheet, write_latents, write_preview
+from goan_cli.output.pictures import Frame, keeping, sheet_frames, write_contact_sheet, write_preview
 
 
 def test_preview(tmp_path: Path) -> None:
@@ -18,15 +17,6 @@ def test_preview(tmp_path: Path) -> None:
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (192, 48))
         assert image.getpixel((100, 20)) == (250, 10, 10)
     assert [path.name for path in (tmp_path / "shots").iterdir()] == ["a.section-1.png"]
-
-
-def test_latents(tmp_path: Path) -> None:
-    """Latents are kept bit for bit, from any memory layout."""
-    latents = np.random.default_rng(0).normal(size=(1, 16, 4, 6, 8)).astype(np.float32)
-    write_latents(tmp_path / "a.latents.safetensors", latents.transpose(0, 1, 2, 4, 3))
-    kept = load_file(tmp_path / "a.latents.safetensors")
-    assert list(kept) == ["latents"]
-    assert np.array_equal(kept["latents"], latents.transpose(0, 1, 2, 4, 3))
 
 
 @pytest.mark.parametrize("frames", [1, 5, 12, 13, 121])

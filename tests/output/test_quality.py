@@ -335,3 +335,15 @@ def test_quality_that_cannot_be_used(content: Any) -> None:
 def test_quality_of_a_newer_goan() -> None:
     """Further keys beside those that are known are passed over."""
     assert quality_of({**asdict(BROKEN), "sharpness": 3}) == replace(BROKEN)
+
+
+def test_frames_before_the_sections() -> None:
+    """Where frames of another video were decoded first, a section's means are those of its own."""
+    meter, plan = FrameMeter(), plan_sections(Family.F1, 2, 2)
+    dark, bright = lively(5, level=60), lively(plan.frames, level=150)
+    for _ in meter.watching([dark, bright]):
+        pass
+    alone = measured(bright, sections=2)
+    made = meter.quality(plan, 30.0, finite=True, before=5)
+    assert [each.luma for each in made.sections] == [each.luma for each in alone.sections]
+    assert made.seconds == round((5 + plan.frames) / 30, 4)

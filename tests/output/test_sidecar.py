@@ -18,11 +18,13 @@ from goan_cli.output.sidecar import (
     RejectedSeed,
     RenderRecord,
     read_sidecar,
+    recorded_video,
     settings_of,
     sidecar,
     write_sidecar,
 )
 from goan_cli.output.video import VideoInfo
+from tests.clips import numbered_frames, write_clip
 from tests.conftest import MINIMAL, plan_files, write_jobs
 
 RICH = {
@@ -44,7 +46,23 @@ RICH = {
     "output": {"dir": "out", "keep_latents": True, "crf": 1},
     "gates": {"black": "fail", "frozen": "off", "drift": "warn"},
     "retry_seeds": 3,
+    "post": {"interpolate": 48},
 }
+# All that directs a job.
+DIRECTED = {
+    **RICH,
+    "end_image": "start.png",
+    "end_strength": 0.25,
+    "fit": "pad",
+    "paddings": [3, 3, 2, 1, 1, 0],
+    "guidance_schedule": {"shape": "roll-off", "end": 2, "start_at": 0.5, "curve": 2, "trim": 0.9},
+    "timeline": [
+        {"at": 0, "negative_prompt": ""},
+        {"at": "0.4s", "prompt": "", "blend": 2, "image": "start.png", "loras": []},
+        {"at": 0.7, "true_cfg_scale": 1, "loras": [{"path": "style.safetensors", "weight": 2, "exclude": ["x*"]}]},
+    ],
+}
+GUIDED = [{"at": 0.5, "guidance_scale": 0, "prompt": "größer"}]
 RECORD = RenderRecord(
     identity="0123",
     asked_seed=7,
@@ -84,7 +102,7 @@ def job_of(folder: Path, job: dict[str, Any], name: str = "shot") -> Job:
 
 def content_of(job: Job) -> dict[str, Any]:
     """A whole sidecar."""
-    record = replace(RECORD, pictures=dict.fromkeys(map(str, job.pictures), "def"))
+    record = replace(RECORD, pictures=dict.fromkeys(map(str, job.inputs), "def"))
     return sidecar(job, record, VideoInfo(frames=25, size=job.size, fps=job.fps), "123")
 
 
@@ -97,8 +115,18 @@ def content_of(job: Job) -> dict[str, Any]:
         {**MINIMAL, "preset": "quality", "seed": 0, "guidance_scale": 0},
         {**MINIMAL, "loras": ["style.safetensors"], "step_cache": "off"},
         RICH,
+        {**RICH, "output": {"format": "webm", "codec": "av1", "keep": ["sections", "latents"], "metadata": False}},
+        {**RICH, "output": {"format": "gif", "poster": True, "keep": "preview"}},
+        DIRECTED,
+        {**MINIMAL, "sections": 3, "loop": True, "timeline": GUIDED},
+        {"start": "#3A6EA5", "prompt": "", "sections": 3, "resolution": 96, "fit": "pad", "timeline": GUIDED},
+        {"prompt": "", "start": "noise", "size": [64, 64], "end_image": "start.png", "fit": "pad"},
+        {**MINIMAL, "size": [64, 48], "fit": "pad"},
     ],
-    ids=["minimal", "five-seconds", "draft", "quality", "lora", "rich"],
+    ids=[
+        *("minimal", "five-seconds", "draft", "quality", "lora", "rich", "webm", "gif"),
+        *("directed", "loop", "colour", "only the end is padded", "padding that pads nothing"),
+    ],
 )
 def test_settings_make_the_job_again(folder: Path, job: dict[str, Any]) -> None:
     """A sidecar's settings, read back from its JSON as a job file anywhere, resolve to the very same job.
@@ -162,6 +190,8 @@ def test_content(folder: Path) -> None:
     assert content["name"] == "shot"
     assert content["video"] == {
         "file": "shot.mp4",
+        "format": "mp4",
+        "codec": "h264",
         "sha256": "123",
         "frames": 25,
         "fps": 23.976,
@@ -278,3 +308,37 @@ def test_what_is_no_sidecar(tmp_path: Path, make: Callable[[Path], object], said
     with pytest.raises(InvalidInput, match=said) as caught:
         read_sidecar(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-f1"])
+@pytest.mark.parametrize("keys", [{}, {"join": False}, {"audio": True, "cross_fade": "0.2s"}, {"cross_fade": 0}])
+def test_a_video_that_is_gone_on_with(folder: Path, model: str, keys: dict[str, Any]) -> None:
+    """Its settings make the job again, also where it is padded, and its content is recorded."""
+    write_clip(folder / "clip.mp4", numbered_frames(23), hertz=440)
+    job = {"video": {"path": "clip.mp4", **keys}, "prompt": "a ball", "sections": 1, "model": model, "fit": "pad"}
+    first = job_of(folder, {**job, "seed": 7, "size": [64, 64]})
+    assert first.extension is not None
+    assert first.extension.fit.beside
+    (folder / "elsewhere").mkdir()
+    again = job_of(folder / "elsewhere", settings_of(first), name="shot")
+    assert again == first if first.extension.join else replace(again, extension=first.extension) == first
+    assert settings_of(again) == settings_of(first)
+    inputs = content_of(first)["inputs"]
+    seen = [2, 23] if model == "tiny-f1" else [0, 21]
+    path = str(folder / "clip.mp4")
+    assert inputs["video"] == {"path": path, "sha256": "def", "frames": 23, "fps": 30.0, "seen": seen}
+    assert "pictures" not in inputs
+
+
+@pytest.mark.parametrize(
+    ("file", "video"),
+    [
+        ("shot.mp4", "other.mp4"),
+        ("shot.frames", "other.frames"),
+        ("../../shot.webm", "other.webm"),
+        ("a.b.gif", "other.gif"),
+    ],
+)
+def test_recorded_video(tmp_path: Path, file: str, video: str) -> None:
+    """A sidecar's video is beside it, under its name and of the kind that was written, wherever both were moved."""
+    assert recorded_video(tmp_path / "other.json", {"video": {"file": file}}) == tmp_path / video

@@ -26,6 +26,7 @@ from goan_cli.render.decode import (
     decode_video,
     decoded,
     fade_in,
+    own_latents,
     to_uint8,
     vae_decoder,
     window_bounds,
@@ -396,3 +397,44 @@ def test_tiled(vae: Any) -> None:
     assert float(_psnr(tiled, whole).min()) > 35
     assert not torch.equal(tiled, whole)
     assert all(torch.equal(first, second) for first, second in zip(before, posterior(vae, pixels), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "count", "given", "bounds"),
+    [
+        (Family.F1, 1, 1, [(0, 10)]),
+        (Family.F1, 1, 9, [(0, 18)]),
+        (Family.F1, 3, 4, [(0, 13), (4, 22), (13, 31)]),
+        (Family.INVERTED, 1, 9, [(0, 19)]),
+        (Family.INVERTED, 3, 4, [(0, 19), (10, 28), (19, 32)]),
+    ],
+)
+def test_bounds_beside_a_given_video(family: Family, count: int, given: int, bounds: list[tuple[int, int]]) -> None:
+    """The latents of a video that is gone on with are decoded with the first sampled section."""
+    plan = plan_sections(family, count, 9)
+    before = 1 if family is Family.INVERTED else 0
+    assert chunk_bounds(plan, before + 9 * count + given) == bounds
+
+
+@pytest.mark.parametrize("mode", list(DecodeMode))
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("given", [1, 2, 3, 7])
+def test_decoded_beside_a_given_video(family: Family, given: int, mode: DecodeMode) -> None:
+    """At most a window of its latents is decoded too, the nearest; the new frames are those between them."""
+    plan = plan_sections(family, 2, 3)
+    latents = torch.zeros((1, 16, given + 6 + (1 if family is Family.INVERTED else 0), 2, 2))
+    latents[:, :] = torch.arange(latents.shape[2]).view(1, 1, -1, 1, 1)
+
+    def decode(part: Tensor) -> Tensor:
+        at = (torch.arange(4 * part.shape[2] - 3) + 3) // 4
+        return part[:, :3, at]
+
+    frames = torch.cat(list(decoded(latents, plan, decode, mode)), dim=2)[0, 0, :, 0, 0]
+    beside = min(given, 3)
+    kept = latents[0, 0, :, 0, 0]
+    kept = kept[-(beside + 6) :] if family is Family.F1 else kept[: 7 + beside]
+    expected = kept[(torch.arange(4 * len(kept) - 3) + 3) // 4]
+    torch.testing.assert_close(frames, expected)
+    own = own_latents(latents, plan)
+    assert own.shape[2] == plan.latent_frames
+    assert torch.equal(own, latents[:, :, -7:] if family is Family.F1 else latents[:, :, :7])

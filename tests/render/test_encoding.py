@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from goan_cli.render.encoding import Encoding
 from goan_cli.render.events import Note, Stage
 from goan_cli.render.parts import Parts
 from goan_cli.render.plan import RenderPlan
+from tests.clips import write_clip
 from tests.helpers import CPU, tiny_plan, write_tiny_manifest
 
 FP32 = Precision(transformer=torch.float32, encoders=torch.float32)
@@ -239,3 +241,55 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert set(asked) == ALL
     _assert_same(found, _encoded(plan, None)[0])
     assert set(_encoded(plan, tmp_path / "taken")[1]) == ALL
+
+
+def _video_plan(folder: Path, model: str, **settings: Any) -> RenderPlan:
+    path = folder / "clip.mkv"
+    if not path.exists():
+        write_clip(path, np.random.default_rng(4).integers(0, 256, (23, 32, 32, 3), dtype=np.uint8))
+    keys = {"image": None, "video": str(path), "model": model, **settings}
+    return tiny_plan(folder, **keys)
+
+
+def test_a_video_that_is_gone_on_with(tmp_path: Path) -> None:
+    """A forward model sees the last frames, and is anchored at the first of those; all from the cache again."""
+    plan = _video_plan(tmp_path, "tiny-f1")
+    first, asked, _ = _encoded(plan, tmp_path / "cache")
+    again, asked_again, _ = _encoded(plan, tmp_path / "cache")
+    assert set(asked) == ALL
+    assert asked_again == []
+    assert first.video is not None
+    assert again.video is not None
+    assert first.video.shape == (1, 16, 6, 4, 4)
+    assert torch.equal(first.start_latent, first.video[:, :, :1])
+    assert torch.equal(first.video, again.video)
+    _assert_same(first, again)
+
+
+def test_a_video_that_is_led_up_to(tmp_path: Path) -> None:
+    """An inverted model has the first frames behind it, and begins from the first one, or from an image."""
+    alone, _, _ = _encoded(_video_plan(tmp_path, "tiny"), tmp_path / "cache")
+    image = tmp_path / "other.png"
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(image)
+    begun, _, _ = _encoded(_video_plan(tmp_path, "tiny", image=str(image)), tmp_path / "cache")
+    only, _, _ = _encoded(_video_plan(tmp_path, "tiny", image=str(image), video=None), tmp_path / "cache")
+    assert alone.video is not None
+    assert begun.video is not None
+    # 23 frames have 1 + 4 x 5 in them; the latent of a single frame is left out.
+    assert alone.video.shape == (1, 16, 5, 4, 4)
+    assert torch.equal(begun.video, alone.video)
+    assert torch.equal(begun.start_latent, only.start_latent)
+    assert not torch.equal(begun.start_latent, alone.start_latent)
+    # Features of both pictures, as with an end image.
+    expected = torch.lerp(only.image_embeds, alone.image_embeds, 0.5)
+    torch.testing.assert_close(begun.image_embeds, expected)
+
+
+def test_latents_of_a_video_are_the_seed_s(tmp_path: Path) -> None:
+    """Another seed draws other latents of the same frames."""
+    one, _, _ = _encoded(_video_plan(tmp_path, "tiny-f1"), tmp_path / "cache")
+    other, asked, _ = _encoded(_video_plan(tmp_path, "tiny-f1", seed=8), tmp_path / "cache")
+    assert asked == []
+    assert one.video is not None
+    assert other.video is not None
+    assert not torch.equal(one.video, other.video)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,8 +18,9 @@ from goan_cli.errors import InvalidInput
 from goan_cli.jobs.load import request_from_settings, settings_document
 from goan_cli.packs.find import find_pack
 from goan_cli.packs.magnitudes import Magnitudes, write_magnitudes
-from goan_cli.render.identity import bake_recipe, job_identity, latents_identity, lora_source
+from goan_cli.render.identity import bake_recipe, job_identity, latents_identity, lora_source, refuse_vanished
 from goan_cli.render.plan import RenderPlan, plan_renders
+from tests.clips import numbered_frames, write_clip
 from tests.helpers import PARTS, TINY_SQUARE, factors, write_lora, write_tiny_manifest
 
 TO_Q = "lora_unet_transformer_blocks_0_attn_to_q"
@@ -168,6 +170,12 @@ def _same_pixels(folder: Path) -> dict[str, Any]:
         # Where results go, and what is made of them.
         pytest.param(_keys(output={"dir": "/elsewhere"}), NOTHING, id="folder"),
         pytest.param(_keys(output={"keep_latents": False, "contact_sheet": True}), NOTHING, id="kept files"),
+        pytest.param(_keys(output={"keep": ["sections", "preview"], "poster": True}), NOTHING, id="more kept files"),
+        pytest.param(_keys(output={"format": "mp4", "codec": "h264", "crf": 16}), NOTHING, id="the usual coding"),
+        pytest.param(_keys(output={"codec": "av1"}), VIDEO, id="codec"),
+        pytest.param(_keys(output={"format": "gif"}), VIDEO, id="format"),
+        pytest.param(_keys(output={"metadata": False}), VIDEO, id="no metadata"),
+        pytest.param(_keys(output={"template": "{name}-{seed}"}), NOTHING, id="template"),
         pytest.param(_keys(gates={"black": "fail", "drift": "warn"}), NOTHING, id="gates"),
         pytest.param(_keys(retry_seeds=3), NOTHING, id="retry_seeds"),
     ],
@@ -392,3 +400,48 @@ def test_recipes_are_of_no_precision(tmp_path: Path) -> None:
     """The weights' recipe is the same in every precision: what is baked is the pristine weights."""
     plans = [_plan(tmp_path, precision=word) for word in ("auto", "bf16", "fp8")]
     assert len({bake_recipe(plan).identity for plan in plans}) == 1
+
+
+def _clip(folder: Path, name: str = "clip.mkv", first: int = 20) -> str:
+    path = folder / name
+    if not path.exists():
+        write_clip(path, numbered_frames(24, height=48, width=32) + np.uint8(first))
+    return str(path)
+
+
+def _video(folder: Path, **keys: Any) -> dict[str, Any]:
+    return {"image": None, "video": {"path": _clip(folder), **keys}}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        pytest.param(_video, NOTHING, id="nothing"),
+        pytest.param(lambda folder: {"video": _clip(folder)}, NOTHING, id="a bare path"),
+        pytest.param(lambda folder: {"video": str(shutil.copy(_clip(folder), folder / "b.mkv"))}, NOTHING, id="a copy"),
+        pytest.param(lambda folder: {"video": _clip(folder, "c.mkv", 21)}, LATENTS, id="another video"),
+        pytest.param(lambda _: {"fps": 24}, LATENTS, id="fps, which resamples it"),
+        pytest.param(lambda folder: {"image": str(folder / "start.png")}, LATENTS, id="an image to begin from"),
+        pytest.param(lambda folder: _video(folder, cross_fade=0.1), VIDEO, id="cross-fade"),
+        pytest.param(lambda folder: _video(folder, cross_fade=9), NOTHING, id="a cross-fade longer than can be"),
+        pytest.param(lambda folder: _video(folder, join=False), VIDEO, id="join"),
+        pytest.param(lambda folder: _video(folder, audio=True), NOTHING, id="audio where there is none"),
+    ],
+)
+def test_what_of_a_video_decides(tmp_path: Path, change: Change, same: tuple[bool, bool]) -> None:
+    """Of a video that is gone on with: its content decides the latents, how it is joined the file."""
+    own = _video(tmp_path)
+    plan = _plan(tmp_path, **own)
+    before = latents_identity(plan), job_identity(plan)
+    other = _plan(tmp_path, name="other", **{**own, **change(tmp_path)})
+    assert (latents_identity(other) == before[0], job_identity(other) == before[1]) == same
+
+
+def test_a_video_that_has_vanished(tmp_path: Path) -> None:
+    """It is told of before anything is read."""
+    plan = _plan(tmp_path, **_video(tmp_path))
+    Path(_clip(tmp_path)).unlink()
+    with pytest.raises(InvalidInput, match=r"clip\.mkv: cannot be read any more"):
+        refuse_vanished(plan)
+    with pytest.raises(InvalidInput, match=r"clip\.mkv: cannot be read any more"):
+        latents_identity(plan)

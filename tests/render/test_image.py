@@ -9,10 +9,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from goan_cli.jobs.job import DecodeMode
 from goan_cli.jobs.sizes import fit
 from goan_cli.packs.find import find_pack
-from goan_cli.render.image import ImageEncoder, fitted_pixels, posterior, start_latent
+from goan_cli.render.decode import to_uint8, vae_decoder
+from goan_cli.render.image import CLIP, ImageEncoder, clip_posterior, fitted_pixels, posterior, start_latent
 from goan_cli.render.loading import load_vae
+from goan_cli.tiny.measures import psnr_between
+from goan_cli.tiny.rendering import pixels_of
+from goan_cli.tiny.world import draw_scene, render_clip
 from tests.helpers import CPU, relative_error
 
 PACK = find_pack("tiny")
@@ -123,3 +128,41 @@ def test_start_latent_has_a_stream_of_its_own(vae: Any, pixels: NDArray[np.uint8
     section_noise = torch.randn(mean.shape, generator=torch.Generator("cpu").manual_seed(3))
     from_sections = (mean + (0.5 * logvar).exp() * section_noise) * vae.config.scaling_factor
     assert not torch.allclose(latent, from_sections, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [5, 17, 29])
+def test_a_video_s_frames(vae: Any, count: int) -> None:
+    """1 + 4 n frames become 1 + n latents, which decode to about the same frames."""
+    scene = draw_scene(torch.Generator().manual_seed(3), duration=count)
+    frames = pixels_of(render_clip(scene, count))
+    mean, logvar = clip_posterior(vae, frames)
+    assert mean.shape == logvar.shape == (1, 16, 1 + count // 4, 8, 8)
+    with torch.inference_mode():
+        again = to_uint8(vae.decode(mean, return_dict=False)[0]).numpy()
+    assert psnr_between(again, frames) > 25
+
+
+def test_frames_larger_than_a_tile(vae: Any) -> None:
+    """Large frames are encoded in tiles, and an image after them is encoded whole."""
+    picture = np.random.default_rng(2).integers(0, 256, (16, 320, 3), dtype=np.uint8)
+    before = posterior(vae, picture)[0]
+    mean, _ = clip_posterior(vae, np.repeat(picture[None], 5, axis=0))
+    assert mean.shape == (1, 16, 2, 2, 40)
+    assert torch.equal(posterior(vae, picture)[0], before)
+
+
+def test_a_decode_before_changes_nothing(vae: Any) -> None:
+    """A video's latents do not depend on how another one was decoded before."""
+    frames = np.random.default_rng(2).integers(0, 256, (21, 32, 32, 3), dtype=np.uint8)
+    first = clip_posterior(vae, frames)[0]
+    vae_decoder(vae, DecodeMode.SINGLE)(first[:, :, :2])
+    assert torch.equal(clip_posterior(vae, frames)[0], first)
+
+
+def test_draws_of_a_video_are_its_own() -> None:
+    """A video's latents are drawn from a stream that no picture of the job has."""
+    mean, logvar = torch.zeros((1, 16, 3, 4, 4)), torch.zeros((1, 16, 3, 4, 4))
+    video = start_latent(mean, logvar, scale=1.0, seed=7, picture=CLIP)
+    assert not torch.equal(video, start_latent(mean, logvar, scale=1.0, seed=7))
+    assert torch.equal(video, start_latent(mean, logvar, scale=1.0, seed=7, picture=CLIP))
+    assert not torch.equal(video[:, :, 0], video[:, :, 1])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -449,3 +449,25 @@ def test_guided_rescale(seed: int, scale: float, rescale: float) -> None:
     wanted = rescale * positive.std() + (1 - rescale) * plain.std()
     torch.testing.assert_close(out.std(), wanted, rtol=1e-9, atol=0)
     torch.testing.assert_close(out / out.norm(), plain / plain.norm(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("given_latents", [1, 3, 25])
+@pytest.mark.parametrize("family", list(Family))
+def test_going_on_with_a_video(
+    model: PackedTransformer, conditioning: Conditioning, family: Family, given_latents: int
+) -> None:
+    """A video's latents are the history from the first section on, to the bit as if they had been sampled."""
+    plan = plan_sections(family, 2, WINDOW)
+    video = torch.randn((1, 16, given_latents, 4, 4), generator=torch.Generator().manual_seed(5))
+    with _recorded(model) as calls:
+        made = _sample(model, replace(conditioning, video=video), plan)
+    noise_state = torch.Generator("cpu").manual_seed(11).get_state()
+    earlier = Progress(history=video, noise_state=noise_state)
+    resumed = list(sample_sections(model, conditioning, plan, Sampling(steps=3, seed=11), after=earlier))
+    assert all(torch.equal(one.latents, other.latents) for one, other in zip(made, resumed, strict=True))
+    near = {part.pool: part.latents for part in calls.contexts[0]["clean"]}[1][:, :, 1]
+    assert torch.equal(near, video[:, :, -1 if family is Family.F1 else 0])
+    first, second = (section.latents for section in made)
+    start = conditioning.start_latent
+    whole = (video, first, second) if family is Family.F1 else (start, second, first, video)
+    assert torch.equal(made[-1].progress.history, torch.cat(whole, dim=2))
