@@ -40,7 +40,7 @@ examples: $(INSTALLED)
 	$(BIN)/goan render examples --out build/examples --force --on-exists replace
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-cuda: $(INSTALLED)
 	$(BIN)/python -m pytest tests/cuda -rs

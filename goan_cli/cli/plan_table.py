@@ -11,9 +11,10 @@ from goan_cli.batch.standing import OnExists, Standing, State, standing_of
 from goan_cli.cli.section_table import section_table, shortened
 from goan_cli.cli.terminal import make_console
 from goan_cli.errors import GoanError
+from goan_cli.jobs.directing import Moment, OneFrame, Picture
 from goan_cli.jobs.extension import Extension
 from goan_cli.jobs.formats import Coding
-from goan_cli.jobs.job import AttentionBackend, DecodeMode, Job, Moment, OneFrame, Output, Picture, WantedPrecision
+from goan_cli.jobs.job import AttentionBackend, DecodeMode, Job, Output, WantedPrecision
 from goan_cli.jobs.sections import LATENT_FRAME, Family
 from goan_cli.jobs.timeline import section_seconds
 from goan_cli.render.budget import foreseen_memory

@@ -3,7 +3,8 @@
 from rich.markup import escape
 from rich.table import Table
 
-from goan_cli.jobs.job import Direction, Job
+from goan_cli.jobs.directing import Direction
+from goan_cli.jobs.job import Job
 from goan_cli.jobs.sections import Family
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from goan_cli.jobs.directing import Direction, EndImage, GuidanceSchedule, LoraUse, Moment, OneFrame
 from goan_cli.jobs.extension import Extension
 from goan_cli.jobs.formats import SUFFIXES, Codec, Coding, Format
 from goan_cli.jobs.sections import Family, Section, SectionPlan
@@ -98,101 +99,6 @@ class Sampling:
     step_cache: StepCache | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraUse:
-    """One LoRA file, how strongly it is baked, and which modules it may change (glob patterns on names).
-
-    `trusted` accepts a file that cannot be told from FLUX.1's.
-    """
-
-    path: Path
-    weight: float
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    trusted: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """An image file, and how it fills the render size."""
-
-    path: Path
-    fit: Fit
-
-
-@dataclass(frozen=True, kw_only=True)
-class EndImage:
-    """The image that a video ends on, and how closely, above 0 to 1."""
-
-    picture: Picture
-    strength: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Control:
-    """A further picture that one-frame inference looks at, at a frame index."""
-
-    picture: Picture
-    index: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneFrame:
-    """One picture instead of a video; see `jobs.sections.plan_still`."""
-
-    target: int
-    controls: tuple[Control, ...]
-    no_2x: bool
-    no_4x: bool
-    no_post: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidanceSchedule:
-    """Distilled guidance over the video: `shape` is linear or roll-off; see `jobs.timeline.scheduled_scales`."""
-
-    shape: str
-    end: float
-    start_at: float
-    curve: float
-    trim: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moment:
-    """What changes from a section on, counted from 0 in viewing order; `at` is the time that was asked for.
-
-    None is for what stays as it was. Over the first `blend` sections the prompt goes over into the new one.
-    """
-
-    at: float
-    section: int
-    blend: int = 0
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    guidance_scale: float | None = None
-    true_cfg_scale: float | None = None
-    image: Picture | None = None
-    loras: tuple[LoraUse, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Direction:
-    """What one section is told: to show `prompt`, of which `share` (0 to 1) has come in the place of `earlier`.
-
-    `image` is looked at in place of the start image, None for that one.
-    """
-
-    prompt: str
-    negative_prompt: str
-    guidance_scale: float
-    true_cfg_scale: float
-    loras: tuple[LoraUse, ...]
-    image: Picture | None = None
-    earlier: str = ""
-    share: float = 1.0
-
-
 class Gate(StrEnum):
     """What is done about a render that shows a defect."""
 
@@ -259,8 +165,7 @@ class Job:
     """One video to render. `size` is (width, height); `seconds` is what was asked for, if it was.
 
     Without an `image` the video begins from `start` (see `jobs.fields.start_value`), or with the video of an
-    `extension`. `directions` are the sections',
-    in sampling order, as `timeline` and `guidance_schedule` come to.
+    `extension`. `directions` are the sections', in sampling order, as `timeline` and `guidance_schedule` come to.
     """
 
     name: str

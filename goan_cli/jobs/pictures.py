@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from goan_cli.errors import InvalidInput
+from goan_cli.jobs.directing import Picture
 from goan_cli.jobs.images import image_size
-from goan_cli.jobs.job import Picture
 from goan_cli.jobs.sizes import Fit, fit
 
 _MOST_LOST = 0.95  # of an image; beyond, enlarging it to cover the render size would only fill the memory

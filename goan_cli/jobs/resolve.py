@@ -6,14 +6,13 @@ from pathlib import Path
 from goan_cli.errors import InvalidInput, Problem
 from goan_cli.jobs.clips import Clip
 from goan_cli.jobs.continued import extension_of, video_of
+from goan_cli.jobs.directing import Direction, EndImage
 from goan_cli.jobs.fields import MULTIPLE, memory_bytes
 from goan_cli.jobs.images import image_size
 from goan_cli.jobs.job import (
     AttentionBackend,
     Compile,
     DecodeMode,
-    Direction,
-    EndImage,
     Execution,
     Gate,
     Gates,

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from goan_cli.errors import InvalidInput, Problem
-from goan_cli.jobs.job import Control, ModelDefaults, OneFrame
+from goan_cli.jobs.directing import Control, OneFrame
+from goan_cli.jobs.job import ModelDefaults
 from goan_cli.jobs.load import JobRequest
 from goan_cli.jobs.pictures import picture_of
 from goan_cli.jobs.sections import SectionPlan, plan_still

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from goan_cli.errors import InvalidInput, Problem
-from goan_cli.jobs.job import Direction, GuidanceSchedule, LoraUse, Moment, Picture
+from goan_cli.jobs.directing import Direction, GuidanceSchedule, LoraUse, Moment, Picture
 from goan_cli.jobs.load import JobRequest
 from goan_cli.jobs.pictures import picture_of
 from goan_cli.jobs.schema import JobSpec, LoraSpec, MomentSpec

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import write_text
+from goan_cli.jobs.directing import LoraUse, Moment, OneFrame
 from goan_cli.jobs.extension import Extension
-from goan_cli.jobs.job import Job, LoraUse, Moment, OneFrame, Post
+from goan_cli.jobs.job import Job, Post
 from goan_cli.jobs.sizes import fit
 from goan_cli.output.quality import Finding, Quality
 from goan_cli.output.video import VideoInfo

@@ -16,7 +16,8 @@ from torch import Tensor
 from goan_cli.errors import InvalidInput
 from goan_cli.files import digest_of
 from goan_cli.jobs.clips import clip_frames
-from goan_cli.jobs.job import Direction, Job, Picture
+from goan_cli.jobs.directing import Direction, Picture
+from goan_cli.jobs.job import Job
 from goan_cli.jobs.sections import Family
 from goan_cli.model.transformer import TextConditioning
 from goan_cli.packs.pack import Pack

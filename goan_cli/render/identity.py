@@ -9,8 +9,9 @@ from pathlib import Path
 
 from goan_cli.errors import InvalidInput
 from goan_cli.files import digest_of, known_sha256_of
+from goan_cli.jobs.directing import Direction
 from goan_cli.jobs.formats import Codec, Format
-from goan_cli.jobs.job import AttentionBackend, DecodeMode, Direction, Execution, Job, Output, WantedPrecision
+from goan_cli.jobs.job import AttentionBackend, DecodeMode, Execution, Job, Output, WantedPrecision
 from goan_cli.jobs.sections import default_paddings
 from goan_cli.lora.report import BakeRecipe, LoraSource
 from goan_cli.lora.scale import sidecar_config

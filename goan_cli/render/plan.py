@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from goan_cli.documents import KeyPath
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, MissingModel, Problem
+from goan_cli.jobs.directing import LoraUse
 from goan_cli.jobs.extension import Extension
 from goan_cli.jobs.formats import is_sequence
-from goan_cli.jobs.job import Job, LoraUse, ModelDefaults, StepCacheKind
+from goan_cli.jobs.job import Job, ModelDefaults, StepCacheKind
 from goan_cli.jobs.load import JobRequest
 from goan_cli.jobs.resolve import DEFAULT_MODEL, resolve_job
 from goan_cli.jobs.schema import LoraSpec

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goan_cli.jobs.job import Direction, GuidanceSchedule, Job, Moment
+from goan_cli.jobs.directing import Direction, GuidanceSchedule, Moment
+from goan_cli.jobs.job import Job
 from goan_cli.jobs.json_schema import json_schema
 from goan_cli.jobs.schema import JobSpec
 from goan_cli.jobs.sections import Family, plan_sections
