@@ -69,7 +69,7 @@ def render(
 ) -> None:
     """Render job files, or one job given by --image and --prompt.
 
-    Each job leaves NAME.mp4 and NAME.json (the sidecar, written last) in its output folder. What is up to date is
+    Each job leaves its video and NAME.json (the sidecar, written last) in its output folder. What is up to date is
     not rendered again, and what was interrupted goes on where it was.
 
     Exit codes: 0 all done or up to date, 1 some jobs failed, 2 invalid input, 3 the environment lacks something,
