@@ -4,10 +4,13 @@ A forward model goes on after the video's last frames, an inverted one leads up 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from goan_cli.jobs.clips import Clip
 from goan_cli.jobs.sections import HISTORY, LATENT_FRAME, Family
 from goan_cli.jobs.sizes import Fit
+
+if TYPE_CHECKING:  # it reads videos, which every command would wait for
+    from goan_cli.jobs.clips import Clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +20,7 @@ class Extension:
     `cross_fade` is in seconds; without `join` only the new part is written.
     """
 
-    clip: Clip
+    clip: "Clip"
     fit: Fit
     family: Family
     window: int

@@ -19,7 +19,7 @@ try:
     main()
 except SystemExit as error:
     print("exit", error.code, file=sys.stderr)
-heavy = {"torch", "diffusers", "transformers", "einops", "accelerate"} & set(sys.modules)
+heavy = {"torch", "diffusers", "transformers", "einops", "accelerate", "huggingface_hub"} & set(sys.modules)
 print("heavy", sorted(heavy), file=sys.stderr)
 """
 
@@ -100,3 +100,10 @@ def test_light_commands(folder: Path, arguments: tuple[str, ...]) -> None:
     run = subprocess.run([sys.executable, "-c", _IMPORTED, *arguments], capture_output=True, text=True, check=False)
     assert "Traceback" not in run.stderr
     assert run.stderr.splitlines()[-1] == "heavy []"
+
+
+def test_help_reads_no_pictures() -> None:
+    """Help waits for no library that pictures and videos are read with."""
+    command = "import sys, goan_cli.cli.app; print(sorted({'numpy', 'PIL', 'imageio_ffmpeg'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
