@@ -1,6 +1,5 @@
 """`goan recipe`: the job of a video, picture or sidecar as YAML, and the original goan's files as jobs."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,11 +49,12 @@ def show(
     replace: _Replace = False,
 ) -> None:
     """Print a job file that renders a video again: only what differs from the defaults, paths from where it stands."""
+    from goan_cli.files import refuse_taken
     from goan_cli.recipes.reading import read_recipe
     from goan_cli.recipes.yaml_text import comment_text, job_file_text
 
     if out is not None:
-        _refuse_taken(out, file, replace=replace)
+        refuse_taken(out, file, replacing=replace)
     found = read_recipe(file)
     job = found.job(_folder(out))
     text = job_file_text([job], comments=[f"From {file}", *found.facts])
@@ -76,12 +76,13 @@ def import_(
 
     The images of a queue are written to a folder beside the job file, and never over other files.
     """
+    from goan_cli.files import refuse_taken
     from goan_cli.recipes.importing import imported, read_original
     from goan_cli.recipes.original import DEFAULT_MODEL
     from goan_cli.recipes.yaml_text import job_file_text
 
     if out is not None:
-        _refuse_taken(out, file, replace=replace)
+        refuse_taken(out, file, replacing=replace)
     original = read_original(file)
     if original.archive and out is None:
         raise InvalidInput(f"{file}: a queue's images need a place", hint="give -o jobs.yaml; they are put beside it")
@@ -100,15 +101,6 @@ def import_(
 
 def _folder(out: Path | None) -> Path:
     return Path.cwd() if out is None else out.absolute().parent
-
-
-def _refuse_taken(out: Path, file: Path, *, replace: bool) -> None:
-    if not os.path.lexists(out):
-        return
-    if not replace:
-        raise InvalidInput(f"{out}: is there already", hint="--replace, or another name")
-    if out.is_dir() or (file.exists() and out.samefile(file)):
-        raise InvalidInput(f"{out}: cannot be replaced", hint="another name")
 
 
 def _put(text: str, out: Path | None, what: str) -> None:

@@ -114,13 +114,8 @@ def on_or_off_value(value: object) -> object:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
-def video_value(value: object) -> object:
-    """A bare path stands for a video that is gone on with as it is by default."""
-    return {"path": value} if isinstance(value, str) else value
-
-
-def lora_value(value: object) -> object:
-    """A bare path stands for a LoRA of weight 1."""
+def path_or_keys_value(value: object) -> object:
+    """A bare path stands for a LoRA or a video with its defaults."""
     return {"path": value} if isinstance(value, str) else value
 
 

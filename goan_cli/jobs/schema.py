@@ -11,17 +11,16 @@ from goan_cli.checking import SchemaVersion
 from goan_cli.jobs.fields import (
     Number,
     PathText,
-    lora_value,
     memory_value,
     name_value,
     on_or_off_value,
+    path_or_keys_value,
     patterns_value,
     seconds_value,
     size_value,
     start_value,
     step_cache_value,
     template_value,
-    video_value,
 )
 
 # Two ways to say one thing: the stronger layer's takes the other's place.
@@ -129,7 +128,7 @@ class PostSpec(_Layer):
     )
 
 
-LoraList = Annotated[list[Annotated[LoraSpec, BeforeValidator(lora_value)]], Field(max_length=32)]
+LoraList = Annotated[list[Annotated[LoraSpec, BeforeValidator(path_or_keys_value)]], Field(max_length=32)]
 
 
 class MomentSpec(_Layer):
@@ -188,7 +187,7 @@ class JobSpec(_Layer):
         description="What to begin from instead of an image: black, grey, white, '#rrggbb' or noise.",
         json_schema_extra={"examples": ["grey", "noise", "#3a6ea5"]},
     )
-    video: Annotated[VideoSpec | None, BeforeValidator(video_value)] = Field(
+    video: Annotated[VideoSpec | None, BeforeValidator(path_or_keys_value)] = Field(
         None,
         description="Video to go on with: forward models continue it, inverted ones lead up to it. "
         "Lengths and the timeline's times are then those of the new part.",

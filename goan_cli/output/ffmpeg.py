@@ -73,3 +73,9 @@ def comment_in(path: Path) -> str | None:
         if key.lower() == "comment":
             return re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
     return None
+
+
+def last_words(said: bytes, otherwise: str) -> str:
+    """The last line that ffmpeg said, or `otherwise` where it said nothing."""
+    lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise

@@ -15,7 +15,7 @@ import numpy as np
 from goan_cli.errors import EnvironmentFault, InvalidInput, RenderFailed
 from goan_cli.files import replaced_when_complete
 from goan_cli.jobs.formats import Coding
-from goan_cli.output.ffmpeg import ffmpeg_path
+from goan_cli.output.ffmpeg import ffmpeg_path, last_words
 from goan_cli.output.pictures import Frame
 from goan_cli.output.video import VideoInfo, write_video
 
@@ -139,8 +139,8 @@ def _add_sound(picture: Path, sources: Sequence[Source], counts: Sequence[int], 
     except OSError as error:
         raise EnvironmentFault(f"{command[0]}: cannot be run: {error}") from error
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        raise RenderFailed(f"ffmpeg cannot join the sound: {lines[-1] if lines else f'exit {done.returncode}'}")
+        said = last_words(done.stderr, f"exit {done.returncode}")
+        raise RenderFailed(f"ffmpeg cannot join the sound: {said}")
 
 
 def _frames(path: Path) -> Generator[Frame]:

@@ -28,13 +28,13 @@ def joined(decoded: Iterable[Frame], extension: Extension, new: int) -> Iterator
 def _after(decoded: Iterator[Frame], extension: Extension) -> Iterator[Frame]:
     """The video, then the new frames."""
     plain = extension.clip.frames - extension.faded
+    video = clip_frames(extension.clip, extension.fit)
     if extension.join:
-        yield from _chunks(clip_frames(extension.clip, extension.fit, 0, plain))
+        yield from _chunks(islice(video, plain))
     for _ in range(extension.overlap - extension.faded):
         next(decoded, None)
     if extension.faded:
-        leaving = clip_frames(extension.clip, extension.fit, plain)
-        yield from _chunks(_blended(leaving, islice(decoded, extension.faded), extension.faded))
+        yield from _chunks(_blended(video, islice(decoded, extension.faded), extension.faded))
     yield from _chunks(decoded)
 
 

@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from goan_cli.errors import EnvironmentFault, RenderFailed
-from goan_cli.output.ffmpeg import ffmpeg_path
+from goan_cli.output.ffmpeg import ffmpeg_path, last_words
 from goan_cli.output.pictures import Frame
 
 # Blocks of a frame follow the motion that is found both ways; where a scene changes, nothing is made between.
@@ -48,8 +48,7 @@ def interpolated(chunks: Iterable[Frame], *, size: tuple[int, int], fps: float, 
                 yield frame
         if not fed.complete or made < round(fed.frames * ratio):
             words.seek(0)
-            said = [line.strip() for line in words.read().decode(errors="replace").splitlines() if line.strip()]
-            raise RenderFailed(f"ffmpeg cannot interpolate: {said[-1] if said else 'it ended too early'}")
+            raise RenderFailed(f"ffmpeg cannot interpolate: {last_words(words.read(), 'it ended too early')}")
 
 
 def _lengthened(chunks: Iterable[Frame], fed: _Fed) -> Iterator[Frame]:

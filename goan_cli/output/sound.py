@@ -10,7 +10,7 @@ from goan_cli.jobs.extension import Extension
 from goan_cli.jobs.formats import Format
 from goan_cli.jobs.sections import Family
 from goan_cli.output.encoders import MUXERS
-from goan_cli.output.ffmpeg import ffmpeg_path
+from goan_cli.output.ffmpeg import ffmpeg_path, last_words
 from goan_cli.output.video import VideoInfo
 
 # Format -> arguments of the encoder of its sound.
@@ -41,8 +41,7 @@ def add_sound(path: Path, extension: Extension, video: VideoInfo, container: For
             command, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True, check=False
         )
         if done.returncode or not waiting.is_file():
-            lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-            said = lines[-1].strip() if lines else f"exit {done.returncode}"
+            said = last_words(done.stderr, f"exit {done.returncode}")
             raise RenderFailed(f"{extension.clip.path}: its sound could not be kept: {said}", hint="audio: false")
         waiting.replace(path)
     except OSError as error:

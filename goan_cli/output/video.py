@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 from goan_cli.errors import EnvironmentFault, RenderFailed
 from goan_cli.jobs.formats import Coding, Format
 from goan_cli.output.encoders import COMMENTED, MUXERS, encoder_for
-from goan_cli.output.ffmpeg import ffmpeg_path, metadata_text
+from goan_cli.output.ffmpeg import ffmpeg_path, last_words, metadata_text
 from goan_cli.output.pictures import Frame
 
 Write = Callable[[Frame], None]
@@ -171,9 +171,9 @@ def _running(arguments: Iterable[str], written: Path, *, fed: bool = True) -> It
             process.wait()
             raise
         words.seek(0)
-        said = [line.strip() for line in words.read().decode(errors="replace").splitlines() if line.strip()]
+        said = words.read()
     if ended or process.returncode or (fed and not frames) or not written.is_file():
-        why = said[-1] if said else f"exit {process.returncode}"
+        why = last_words(said, f"exit {process.returncode}")
         if fed and not frames and not ended:
             why = "there were no frames"
         raise RenderFailed(f"{written.parent}: ffmpeg could not write the video: {why}")
