@@ -124,7 +124,7 @@ def _show(found: "SettingsFile") -> None:
 
 def _settings_rows(found: "SettingsFile") -> list[tuple[str, str, str]]:
     """Key, value and origin; folders of models a row each, in the order in which they are searched."""
-    from goan_cli.packs.places import MODELS_VARIABLE
+    from goan_cli.packs.places import MODELS_VARIABLE, folders_of_environment
     from goan_cli.settings import CONFIG, KEYS
 
     rows = []
@@ -134,20 +134,12 @@ def _settings_rows(found: "SettingsFile") -> list[tuple[str, str, str]]:
         if key != "models":
             rows.append((key, _text(value), origin))
             continue
-        folders = [(folder, MODELS_VARIABLE) for folder in _folders_of_environment()]
+        folders = [(folder, MODELS_VARIABLE) for folder in folders_of_environment()]
         folders += [(folder, origin) for folder in value]
         for folder, place in folders or [("none", origin)]:
             note = _absence(folder) if folders else None
             rows.append((key, folder, f"{place}, {note}" if note else place))
     return rows
-
-
-def _folders_of_environment() -> list[str]:
-    import os
-
-    from goan_cli.packs.places import MODELS_VARIABLE
-
-    return [folder for folder in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if folder]
 
 
 def _variable_rows() -> list[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from goan_cli.errors import EnvironmentFault, GoanError
 from goan_cli.model.checkpoint import read_checkpoint
-from goan_cli.packs.find import Survey, find_pack, survey_pack
+from goan_cli.packs.find import Survey, pack_of, survey_pack
 from goan_cli.packs.manifest import SHIPPED, own_packs
 from goan_cli.render.memory import automatic_budget, describe, gigabytes
 
@@ -88,7 +88,7 @@ def readiness(model: str, target: Target | None) -> Readiness:
         problem, download = _missing(survey), survey.to_download
         return Readiness(model=model, family=family, problem=problem, command=command, download=download)
     try:
-        outlook = None if target is None else outlook_of(find_pack(model), target)
+        outlook = None if target is None else outlook_of(pack_of(survey), target)
     except _ODD as error:
         return Readiness(model=model, family=family, problem=f"complete, but {_said(error)}")
     return Readiness(model=model, family=family, complete=True, where=_where(survey), outlook=outlook)

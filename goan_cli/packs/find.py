@@ -100,7 +100,7 @@ def find_pack(model: str) -> Pack:
     """
     survey = survey_pack(model)
     _refuse_missing(model, survey.manifest.name, survey.parts)
-    return _pack(survey)
+    return pack_of(survey)
 
 
 def find_part(model: str, part: str) -> FoundPart:
@@ -159,7 +159,8 @@ def _missing_model(model: str, name: str, parts: Sequence[FoundPart]) -> Missing
     )
 
 
-def _pack(survey: Survey) -> Pack:
+def pack_of(survey: Survey) -> Pack:
+    """The pack of a survey that found every part. Raises the problem of one that it did not find."""
     paths = {part.part: part.usable for part in survey.parts}
     manifest = survey.manifest
     return Pack(

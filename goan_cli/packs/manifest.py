@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -230,8 +230,3 @@ def _base(spec: PackSpec, document: Document, above: tuple[Path, ...]) -> Manife
     if any(file.samefile(each) for each in above):
         raise InvalidJobs([document.problem(("base",), "this pack builds on itself")])
     return _read(file, above)
-
-
-def part_keys(spec: PartSpec) -> dict[str, Any]:
-    """A part's keys as they would stand in a manifest."""
-    return spec.model_dump(mode="json", exclude_defaults=True)

@@ -49,13 +49,14 @@ def hub_cache() -> Path:
     return expanded(os.path.expandvars(home or f"{cache}/huggingface")).absolute() / "hub"
 
 
+def folders_of_environment() -> list[str]:
+    """The folders of GOAN_MODELS, as they are written."""
+    return [folder for folder in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if folder]
+
+
 def places(settings: Settings) -> tuple[Place, ...]:
     """Every folder worth looking in, the most deliberate first."""
-    found = [
-        Place(label=MODELS_VARIABLE, folder=expanded(folder).absolute())
-        for folder in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep)
-        if folder
-    ]
+    found = [Place(label=MODELS_VARIABLE, folder=expanded(folder).absolute()) for folder in folders_of_environment()]
     found += [Place(label="config", folder=expanded(folder)) for folder in settings.models]
     found.append(Place(label="Hugging Face cache", folder=hub_cache()))
     bases = _bases()

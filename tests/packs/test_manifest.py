@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from goan_cli.errors import InvalidInput, InvalidJobs
-from goan_cli.packs.manifest import PARTS, SHIPPED, Manifest, own_folder, part_keys, read_manifest
+from goan_cli.packs.manifest import PARTS, SHIPPED, Manifest, own_folder, read_manifest
 from tests.conftest import GOLDEN
 
 REPOSITORY = "someone/some-model_1.0"
@@ -31,7 +31,7 @@ def problems_of(model: str | Path, folder: Path) -> list[str]:
 def keys_of(manifest: Manifest, part: str) -> dict[str, object] | None:
     """What is said of a part, if anything."""
     spec = manifest.parts[part].spec
-    return None if spec is None else part_keys(spec)
+    return None if spec is None else spec.model_dump(mode="json", exclude_defaults=True)
 
 
 # Which manifest -------------------------------------------------------------------------------------------
