@@ -107,7 +107,7 @@ def test_sections_of_an_interpolated_video(tmp_path: Path, embedding_cache: Path
 
 
 def test_without_metadata(tmp_path: Path, embedding_cache: Path) -> None:
-    """A result without metadata names no path and no prompt, in none of its files but the sidecar and the latents."""
+    """A result without metadata names no path and no prompt, in none of its files but the sidecar."""
     plan = _plan(tmp_path, metadata=False, poster=True, contact_sheet=True, keep="sections")
     _render(plan, cache=embedding_cache)
     for path in plan.job.results:
@@ -115,6 +115,11 @@ def test_without_metadata(tmp_path: Path, embedding_cache: Path) -> None:
         if path != plan.job.sidecar:
             assert b"red ball" not in content, path
             assert str(tmp_path).encode() not in content, path
+    (tmp_path / "told").mkdir()
+    told = _plan(tmp_path / "told", poster=True)
+    _render(told, cache=embedding_cache)
+    assert b"red ball" in told.job.video.read_bytes()
+    assert b"red ball" in told.job.poster.read_bytes()
 
 
 def test_metadata_alone_renders_again(tmp_path: Path, embedding_cache: Path) -> None:

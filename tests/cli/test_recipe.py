@@ -75,7 +75,9 @@ def test_files_are_not_written_over(folder: Path, goan: Goan, command: tuple[str
         assert (run.code, run.out) == (2, "")
         assert content_of(folder) == before
     assert goan(*command, path, "-o", "jobs.yaml", "--replace").code == 0
-    assert parse_document((folder / "jobs.yaml").read_text()).data["prompt"] in ("x", MINIMAL["prompt"])
+    wanted = SHORT["prompt"] if "import" in command else MINIMAL["prompt"]
+    assert SHORT["prompt"] != MINIMAL["prompt"]
+    assert parse_document((folder / "jobs.yaml").read_text()).data["prompt"] == wanted
 
 
 @pytest.mark.parametrize("command", [("recipe",), ("recipe", "import")])
