@@ -28,6 +28,9 @@ $(INSTALLED): pyproject.toml .constraints.txt
 	  { echo "goan needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "this Python has no venv module (Debian: apt install python3-venv)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .constraints.txt -e '.[dev]'
+# spandrel asks for torchvision, which must not be here: transformers would take its image processors, and the one of
+# PyPI cannot be imported beside the CPU's torch. The tests put a stand-in in its place (tests/spandrel_alone.py).
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c .constraints.txt spandrel
 	@touch $@
 
 demo: $(INSTALLED)

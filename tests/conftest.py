@@ -2,8 +2,10 @@
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from goan_cli.jobs.load import load_requests, settings_document
 from goan_cli.render.plan import RenderPlan, plan_renders
 from goan_cli.tiny.training import SAFE_ISA
 from tests.helpers import TINY_CONFIG
+from tests.spandrel_alone import TORCHVISION, spandrel_modules, taken_out
 
 # As `make tiny` does, and before oneDNN is first used: with AMX it gets gradients of bf16 convolutions wrong.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", SAFE_ISA)
@@ -68,6 +71,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.linear_gradient("L").resize((160, 120)).convert("RGB").save(tmp_path / "start.png")
     write_lora(tmp_path / "style.safetensors")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def imported_spandrel() -> dict[str, ModuleType]:
+    """The library's modules, of which none stands in `sys.modules`."""
+    return spandrel_modules()
+
+
+@pytest.fixture
+def real_spandrel(imported_spandrel: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library itself can be imported, torchvision or not."""
+    for name, module in imported_spandrel.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.fixture
+def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library is there, but not what it needs: it cannot be imported."""
+    before = taken_out("spandrel")
+    monkeypatch.setitem(sys.modules, TORCHVISION, None)
+    yield
+    taken_out("spandrel")
+    sys.modules.update(before)
 
 
 def write_lora(path: Path, *, up: float = 0.01, target: str = TARGET, width: int = WIDTH, drop: str = "") -> Path:

@@ -17,6 +17,7 @@ from goan_cli.tensorfile import read_header
 _CPU_TILE = 256  # main memory is not only ours, and a CPU gains nothing by larger ones
 _SMALLEST_TILE = 64
 _MARGIN = 32  # pixels around a tile that the model sees beside it, which are cut off again
+_GRID = 32  # tiles begin at its multiples, so that models of blocks or windows of pixels see the same as in the whole
 
 
 class Upscaler:
@@ -46,7 +47,7 @@ class Upscaler:
                 large = self._in_tiles(pixels)
                 break
             except torch.OutOfMemoryError as error:
-                smaller = (self.tile or max(pixels.shape[-2:])) // 2
+                smaller = (self.tile or max(pixels.shape[-2:])) // 2 // _GRID * _GRID
                 if smaller < _SMALLEST_TILE:
                     raise RenderFailed("out of memory while upscaling", hint="use a smaller model") from error
                 self.tile = smaller
@@ -82,8 +83,7 @@ def load_upscaler(path: Path, device: torch.device) -> Upscaler:
     read_header(path)
     spandrel = _spandrel()
     try:
-        state = spandrel.canonicalize_state_dict(load_file(path))
-        model = spandrel.ModelLoader().load_from_state_dict(state)
+        model = spandrel.ModelLoader().load_from_state_dict(load_file(path))
     except Exception as error:  # every architecture has its own way to say that it is not its file
         raise InvalidInput(f"{path}: not an upscaling model that spandrel knows: {error}") from error
     channels = (model.input_channels, model.output_channels)

@@ -1,17 +1,11 @@
 """Renders whose frames are finished before they are encoded: pixels, length, sidecar, and refusals in time."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional
 
 from goan_cli.batch.outcome import End
 from goan_cli.batch.post import finishing
@@ -19,12 +13,12 @@ from goan_cli.batch.run import render_jobs
 from goan_cli.batch.standing import OnExists, State, standing_of
 from goan_cli.batch.survey import RunSettings
 from goan_cli.errors import EnvironmentFault, InvalidInput
-from goan_cli.jobs import post as post_module
 from goan_cli.jobs.job import Post
 from goan_cli.output.sidecar import read_sidecar
 from goan_cli.output.video import read_video
 from goan_cli.render.plan import RenderPlan
 from tests.helpers import tiny_plan
+from tests.upscalers import doubling_file, enlarged
 
 CPU = torch.device("cpu")
 
@@ -36,36 +30,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def doubling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model's file, and in spandrel's place a module that makes of any such file a model that doubles pixels."""
-
-    class Doubling:
-        scale, input_channels, output_channels, supports_half, supports_bfloat16 = 2, 3, 3, True, True
-
-        def __init__(self, state: dict[str, Tensor]) -> None:
-            del state
-
-        def to(self, *_: object) -> "Doubling":
-            return self
-
-        def eval(self) -> "Doubling":
-            return self
-
-        def __call__(self, pixels: Tensor) -> Tensor:
-            return functional.interpolate(pixels, scale_factor=2, mode="nearest")
-
-    module = ModuleType("spandrel")
-    parts: dict[str, Any] = {
-        "canonicalize_state_dict": dict,
-        "ImageModelDescriptor": Doubling,
-        "ModelLoader": lambda: SimpleNamespace(load_from_state_dict=Doubling),
-    }
-    for name, part in parts.items():
-        setattr(module, name, part)
-    monkeypatch.setitem(sys.modules, "spandrel", module)
-    monkeypatch.setattr(post_module, "find_spec", lambda _name: importlib.util.find_spec("json"))
-    save_file({"body.weight": torch.zeros(1)}, tmp_path / "x2.safetensors")
-    return tmp_path / "x2.safetensors"
+def doubling(tmp_path: Path) -> Path:
+    """The file of a model that makes four of every pixel."""
+    return doubling_file(tmp_path / "x2.safetensors")
 
 
 def plan_with(folder: Path, post: dict[str, Any] | None, name: str = "job", **keys: Any) -> RenderPlan:
@@ -102,6 +69,7 @@ def test_interpolated(tmp_path: Path, shared: Path) -> None:
     assert standing_of(plan, OnExists.NUMBER).state is State.UP_TO_DATE
 
 
+@pytest.mark.usefixtures("real_spandrel")
 def test_upscaled_and_interpolated(tmp_path: Path, shared: Path, doubling: Path) -> None:
     """Frames are enlarged, then interpolated: pixels of the render doubled, at the new rate; both are recorded."""
     render(plan_with(tmp_path, None, "plain", output={"dir": str(tmp_path / "out"), "crf": 1}), shared)
@@ -110,14 +78,14 @@ def test_upscaled_and_interpolated(tmp_path: Path, shared: Path, doubling: Path)
     content = render(plan, shared)
     before, after = read_video(tmp_path / "out" / "plain.mp4"), read_video(plan.job.video)
     assert after.shape == (2 * len(before), 64, 96, 3)
-    doubled = before.repeat(2, axis=1).repeat(2, axis=2).astype(int)
-    assert np.abs(after[::2] - doubled).mean() < 3
+    assert np.abs(after[::2].astype(int) - enlarged(before)).mean() < 3
     assert (content["video"]["width"], content["video"]["height"]) == (96, 64)
     assert content["post"]["upscale"]["scale"] == 2
     assert content["post"]["upscale"]["path"] == str(doubling)
     assert len(content["post"]["upscale"]["sha256"]) == 64
 
 
+@pytest.mark.usefixtures("real_spandrel")
 def test_a_small_frame_may_be_interpolated_when_enlarged(tmp_path: Path, doubling: Path) -> None:
     """What is too small as it is rendered is judged by what the model makes of it."""
     finish = finishing(Post(upscale=doubling, interpolate=60.0), CPU, size=(16, 16), fps=30.0)
@@ -126,11 +94,9 @@ def test_a_small_frame_may_be_interpolated_when_enlarged(tmp_path: Path, doublin
         finishing(Post(upscale=doubling, interpolate=60.0), CPU, size=(8, 4), fps=30.0)
 
 
-def test_what_cannot_be_loaded_is_told_before_anything_renders(
-    tmp_path: Path, shared: Path, doubling: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("no_torchvision")
+def test_what_cannot_be_loaded_is_told_before_anything_renders(tmp_path: Path, shared: Path, doubling: Path) -> None:
     """With a spandrel that cannot be imported no job of the run is begun, the ones without it neither."""
-    monkeypatch.setitem(sys.modules, "spandrel", None)
     plans = [plan_with(tmp_path, None, "a"), plan_with(tmp_path, {"upscale": str(doubling)}, "b")]
     with pytest.raises(EnvironmentFault, match="spandrel") as caught:
         render_jobs(plans, RunSettings(device="cpu", cache=shared))

@@ -1,15 +1,12 @@
 """Upscaling: tiles make the same as the whole, memory that runs out makes them smaller, files are refused by name.
 
-A module of this file stands in for spandrel where the loading is shown, with the part of its interface that goan
-calls; where the library itself can be imported, one of its own architectures is loaded too.
+Loading is shown with spandrel itself, and with files whose result is known from their weights.
 """
 
-import importlib
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +17,17 @@ from torch.nn import functional
 
 from goan_cli.errors import EnvironmentFault, InvalidInput, OtherFormat, RenderFailed
 from goan_cli.render.upscale import Upscaler, load_upscaler
+from tests.spandrel_alone import has_torchvision, spandrel_modules
+from tests.upscalers import (
+    ESRGAN_LAYOUTS,
+    Frames,
+    between_columns,
+    between_columns_file,
+    doubling_file,
+    enlarged,
+    negative,
+    negative_file,
+)
 
 CPU = torch.device("cpu")
 
@@ -36,7 +44,7 @@ def upscaler(model: Callable[[Tensor], Tensor] = enlarge) -> Upscaler:
     return Upscaler(model, scale=2, dtype=torch.float32, device=CPU)
 
 
-def noise(height: int, width: int, count: int = 1) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def noise(height: int, width: int, count: int = 1) -> Frames:
     """Frames of noise."""
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3)).astype(np.uint8)
 
@@ -74,7 +82,7 @@ def test_memory_that_runs_out_makes_tiles_smaller() -> None:
     small.tile = None
     frames = noise(300, 500, 2)
     first, second = small.frames(iter([frames]))
-    assert small.tile == 125
+    assert small.tile == 96
     assert sum(size > 200 for size in sizes) == 2  # a whole frame and half of one; the second frame fits at once
     assert first.shape == second.shape == (1, 600, 1000, 3)
 
@@ -95,64 +103,81 @@ def test_values_that_are_no_numbers() -> None:
         list(upscaler(lambda pixels: enlarge(pixels) * float("nan")).frames(iter([noise(16, 16)])))
 
 
-class _Model:
-    """What spandrel's descriptors offer: callable, movable, with scale and channels."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        if "body.weight" not in state:
-            raise ValueError("unsupported model")
-        self.scale, self.input_channels, self.output_channels = 2, int(state["body.weight"].shape[1]), 3
-        self.supports_half = self.supports_bfloat16 = True
-        self.moved: tuple[object, ...] = ()
-
-    def to(self, *where: object) -> "_Model":
-        self.moved = where
-        return self
-
-    def eval(self) -> "_Model":
-        return self
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return enlarge(pixels)
+def test_the_library_leaves_nothing_behind() -> None:
+    """What stands in for torchvision is gone when spandrel is imported; where it would be called, it raises."""
+    before, found = set(sys.modules), find_spec("torchvision") is not None
+    modules = spandrel_modules()
+    assert "spandrel" in modules
+    assert not {name for name in set(sys.modules) - before if name.partition(".")[0] in ("spandrel", "torchvision")}
+    assert (find_spec("torchvision") is not None) == found  # which transformers goes by
+    if has_torchvision():
+        return
+    with pytest.raises(NotImplementedError, match="normalize"):
+        modules["spandrel.architectures.RestoreFormer"].tv_normalize(torch.zeros(3, 4, 4), [0.5], [0.5])
 
 
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module in spandrel's place."""
-    module = ModuleType("spandrel")
-    parts: dict[str, Any] = {
-        "canonicalize_state_dict": dict,
-        "ImageModelDescriptor": _Model,
-        "ModelLoader": lambda: SimpleNamespace(load_from_state_dict=_Model),
-    }
-    for name, part in parts.items():
-        setattr(module, name, part)
-    monkeypatch.setitem(sys.modules, "spandrel", module)
-
-
-def model_file(path: Path, name: str = "body.weight", channels: int = 3) -> Path:
-    """A model's file, of one tensor."""
-    save_file({name: torch.zeros(4, channels, 3, 3)}, path)
-    return path
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_load(tmp_path: Path) -> None:
-    """A model is loaded in full precision on a CPU, with its scale."""
-    loaded = load_upscaler(model_file(tmp_path / "x2.safetensors"), CPU)
+@pytest.mark.usefixtures("real_spandrel")
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [(doubling_file, enlarged), (between_columns_file, between_columns), (negative_file, negative)],
+    ids=["compact-nearest", "compact-between", "esrgan"],
+)
+def test_known_pixels(tmp_path: Path, make: Callable[[Path], Path], known: Callable[[Frames], Frames]) -> None:
+    """A model's frames are, to the last level, what its weights say, in tiles as well, in full precision on a CPU."""
+    loaded = load_upscaler(make(tmp_path / "x2.safetensors"), CPU)
     assert loaded.scale == 2
-    assert next(loaded.frames(iter([noise(8, 8)]))).shape == (1, 16, 16, 3)
+    frames = noise(40, 300, 2) & np.uint8(254)  # a mean of even levels is one
+    assert loaded.tile is not None
+    assert loaded.tile < 300
+    assert np.array_equal(np.concatenate(list(loaded.frames(iter([frames])))), known(frames))
 
 
-@pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize(("name", "channels"), [("other.weight", 3), ("body.weight", 1)], ids=["unknown", "grey"])
-def test_models_that_do_not_serve(tmp_path: Path, name: str, channels: int) -> None:
+@pytest.mark.usefixtures("real_spandrel")
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("layout", sorted(ESRGAN_LAYOUTS))
+def test_layouts(tmp_path: Path, layout: str, prefix: str) -> None:
+    """An ESRGAN is the same in the names of any of its repositories, and with what parallel training puts before."""
+    loaded = load_upscaler(negative_file(tmp_path / "x2.safetensors", layout, prefix), CPU)
+    frames = enlarged(noise(8, 12))  # the x2 layout sees the first pixel of each block
+    assert loaded.scale == 2
+    assert np.array_equal(next(loaded.frames(iter([frames]))), negative(frames))
+
+
+@pytest.mark.usefixtures("real_spandrel")
+def test_smaller_tiles_keep_to_blocks_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that takes pixels in blocks takes the same ones in the tiles that memory allows as in the whole."""
+    loaded = load_upscaler(negative_file(tmp_path / "x2.safetensors", "Real-ESRGAN-x2"), CPU)
+    model = loaded._model
+
+    def narrow(pixels: Tensor) -> Tensor:
+        if max(pixels.shape[-2:]) > 200:
+            raise torch.OutOfMemoryError("no room")
+        return model(pixels)
+
+    monkeypatch.setattr(loaded, "_model", narrow)
+    loaded.tile = None
+    frames = noise(62, 500)
+    large = next(loaded.frames(iter([frames])))
+    assert loaded.tile is not None
+    assert np.array_equal(large, negative(enlarged(frames[:, ::2, ::2])))
+
+
+@pytest.mark.usefixtures("real_spandrel")
+@pytest.mark.parametrize(
+    ("name", "channels", "words"),
+    [("other.weight", 3, "not an upscaling model"), ("body.0.weight", 1, "not a model that makes a colour picture")],
+    ids=["unknown", "grey"],
+)
+def test_models_that_do_not_serve(tmp_path: Path, name: str, channels: int, words: str) -> None:
     """A file that no architecture knows, or of one that wants no colour picture, is refused by name."""
-    with pytest.raises(InvalidInput, match=r"x2\.safetensors: not "):
-        load_upscaler(model_file(tmp_path / "x2.safetensors", name, channels), CPU)
+    path = tmp_path / "x2.safetensors"
+    tensors = {name: torch.zeros(6, channels, 3, 3), "body.1.weight": torch.ones(6)}
+    last = {"body.2.weight": torch.zeros(4 * channels, 6, 3, 3), "body.2.bias": torch.zeros(4 * channels)}
+    save_file(tensors | last | {"body.0.bias": torch.zeros(6)}, path)
+    with pytest.raises(InvalidInput, match=rf"x2\.safetensors: {words}"):
+        load_upscaler(path, CPU)
 
 
-@pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("name", ["x2.pth", "x2.safetensors"])
 def test_pickles_are_never_opened(tmp_path: Path, name: str) -> None:
     """A torch pickle is refused for what it is, whatever its name, and nothing in it runs."""
@@ -178,17 +203,22 @@ def test_without_spandrel(
     monkeypatch.delitem(sys.modules, "spandrel", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(EnvironmentFault, match=words) as caught:
-        load_upscaler(model_file(tmp_path / "x2.safetensors"), CPU)
+        load_upscaler(doubling_file(tmp_path / "x2.safetensors"), CPU)
     assert "install" in str(caught.value.hint)
 
 
-def test_an_architecture_of_spandrel(tmp_path: Path) -> None:
-    """With the library itself: a Real-ESRGAN compact network of random weights enlarges, the same in tiles."""
-    try:
-        importlib.import_module("spandrel")
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"spandrel: {error}")
-    from spandrel.architectures.Compact import Compact  # noqa: PLC0415
+@pytest.mark.usefixtures("no_torchvision")
+def test_without_torchvision(tmp_path: Path) -> None:
+    """The library without what it needs is one error, with the command that gets both."""
+    with pytest.raises(EnvironmentFault, match=r"needs the library spandrel: .*torchvision") as caught:
+        load_upscaler(doubling_file(tmp_path / "x2.safetensors"), CPU)
+    assert caught.value.hint == "pip install 'goan-cli[post]'"
+
+
+@pytest.mark.usefixtures("real_spandrel")
+def test_random_weights(tmp_path: Path) -> None:
+    """A compact network of random weights enlarges, the same in tiles."""
+    from spandrel.architectures.Compact import Compact  # noqa: PLC0415 - there for this test only
 
     torch.manual_seed(0)
     path = tmp_path / "compact.safetensors"
