@@ -43,13 +43,15 @@ class Checked(Generic[Model]):
 
     What is wrong is left out of `model`, so that what depends on the rest can be checked in the same pass; it is
     None only when nothing can be kept. `flawed` holds the keys that unknown ones were probably meant to be, too.
-    `kept` says, for each list from which entries were left out, which ones remain.
+    `kept` says, for each list from which entries were left out, which ones remain; `made_up` are the places where
+    a model's `stand_ins` took a wrong or missing value's, so that the rest of its entry is kept.
     """
 
     model: Model | None
     problems: list[Problem]
     flawed: frozenset[str]
     kept: Mapping[KeyPath, tuple[int, ...]] = field(default_factory=dict)
+    made_up: frozenset[KeyPath] = frozenset()
 
 
 def checked(model: type[Model], data: Data, document: Document, *, at: KeyPath = ()) -> Checked[Model]:
@@ -63,19 +65,50 @@ def checked(model: type[Model], data: Data, document: Document, *, at: KeyPath =
     except ValidationError as error:
         details = error.errors()
     problems = [_as_problem(model, detail, document, at) for detail in details]
-    # What is missing is no place in the data: the entry that lacks it is left out.
-    locations = [detail["loc"][:-1] if detail["type"] == "missing" else detail["loc"] for detail in details]
+    left_out, made_up = _repairs(model, [detail["loc"] for detail in details])
     flawed = {str(detail["loc"][0]) for detail in details if detail["loc"]}
     flawed |= {near for key in flawed if (near := nearest_name(key, list(model.model_fields)))}
-    rest, kept = _without(data, [location for location in locations if location], ())
-    for remaining in (rest, {key: value for key, value in data.items() if str(key) not in flawed}):
-        try:
-            return Checked(
-                model=model.model_validate(remaining), problems=problems, flawed=frozenset(flawed), kept=kept
-            )
-        except ValidationError:
-            continue
-    return Checked(model=None, problems=problems, flawed=frozenset(model.model_fields))
+    rest, kept = _without(_filled(data, made_up, ()), left_out, ())
+    try:
+        found = model.model_validate(rest)
+        return Checked(model=found, problems=problems, flawed=frozenset(flawed), kept=kept, made_up=frozenset(made_up))
+    except ValidationError:
+        rest = {key: value for key, value in data.items() if str(key) not in flawed}
+    try:
+        return Checked(model=model.model_validate(rest), problems=problems, flawed=frozenset(flawed))
+    except ValidationError:
+        return Checked(model=None, problems=problems, flawed=frozenset(model.model_fields))
+
+
+def _repairs(model: type[BaseModel], wrong: Sequence[KeyPath]) -> tuple[list[KeyPath], dict[KeyPath, Data]]:
+    """Which places to leave out of data that is wrong at these, and which to fill, so that the rest is valid.
+
+    Without what it requires an entry is left out as a whole, unless its model has a stand-in for it.
+    """
+    left_out: list[KeyPath] = []
+    made_up: dict[KeyPath, Data] = {}
+    for location in wrong:
+        holder = _model_at(model, location[:-1])
+        key = str(location[-1]) if location else ""
+        field_of = holder.model_fields.get(key) if holder is not None else None
+        stand_ins: Mapping[str, Data] = getattr(holder, "stand_ins", {})
+        if key in stand_ins:
+            made_up[location] = stand_ins[key]
+        else:
+            left_out.append(location[:-1] if field_of is not None and field_of.is_required() else location)
+    return [location for location in left_out if location], made_up
+
+
+def _filled(data: Data, values: Mapping[KeyPath, Data], at: KeyPath) -> Data:
+    """A copy of nested dicts and lists with these values in their places."""
+    if not any(place[: len(at)] == at for place in values):
+        return data
+    if isinstance(data, dict):
+        own = {str(place[-1]): value for place, value in values.items() if place[:-1] == at}
+        return {**{key: _filled(value, values, (*at, key)) for key, value in data.items()}, **own}
+    if isinstance(data, list):
+        return [_filled(value, values, (*at, index)) for index, value in enumerate(data)]
+    return data
 
 
 def _without(data: Data, locations: Sequence[KeyPath], at: KeyPath) -> tuple[Data, dict[KeyPath, tuple[int, ...]]]:
@@ -131,6 +164,11 @@ def shown(value: object) -> str:
 
 def _keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """The field names of the model that `path` leads to."""
+    found = _model_at(model, path)
+    return [] if found is None else list(found.model_fields)
+
+
+def _model_at(model: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
     current: type[BaseModel] = model
     for part in path:
         if isinstance(part, int):
@@ -138,9 +176,9 @@ def _keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
         annotation = current.model_fields[part].annotation if part in current.model_fields else None
         found = _model_in(annotation)
         if found is None:
-            return []
+            return None
         current = found
-    return list(current.model_fields)
+    return current
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

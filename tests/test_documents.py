@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -300,6 +301,45 @@ def test_checked_data_keeps_the_rest() -> None:
         "jobs.yaml:2: count: must be greater than or equal to 1, not 0",
         "jobs.yaml:3: inner.widht: unknown key (did you mean width?)",
     ]
+
+
+class Named(BaseModel):
+    """A model with a required key that has a stand-in, and one that has none."""
+
+    stand_ins: ClassVar[Mapping[str, int]] = {"at": 7}
+    at: int
+    name: str
+    rows: list[Inner] = Field(default_factory=list)
+
+
+class Listing(BaseModel):
+    """Entries that lack something."""
+
+    entries: list[Named] = Field(default_factory=list)
+    one: Named | None = None
+    count: int = 1
+
+
+def test_checked_entries_without_what_they_require() -> None:
+    """An entry without a required key is left out alone, and with a stand-in kept, so that the rest is looked at."""
+    entries = [
+        {"at": 1, "name": 5},
+        {"at": "soon", "name": "b", "rows": [{"width": "x"}, {"width": 2}]},
+        {"name": "c"},
+        {"at": 4},
+        {"at": 5, "name": "e"},
+    ]
+    data = {"entries": entries, "one": {"at": 1}, "count": 3}
+    result = checked(Listing, data, Document(data=data, file=HERE))
+    made = [Named(at=7, name="b", rows=[Inner(), Inner(width=2)]), Named(at=7, name="c"), Named(at=5, name="e")]
+    assert result.model == Listing(entries=made, count=3)
+    assert result.kept == {("entries",): (1, 2, 4)}
+    assert result.made_up == {("entries", 1, "at"), ("entries", 2, "at")}
+    assert [problem.key for problem in result.problems] == [
+        *("entries[0].name", "entries[1].at", "entries[1].rows[0].width", "entries[2].at", "entries[3].name"),
+        "one.name",
+    ]
+    assert data["entries"] == entries
 
 
 @pytest.mark.parametrize(("data", "kind"), [(None, "nothing"), ([], "a list"), (7, "a single value"), ("x", "text")])

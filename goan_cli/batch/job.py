@@ -23,7 +23,7 @@ from goan_cli.errors import Interrupted, QualityFailed
 from goan_cli.files import remove, replaced_when_complete, sha256_of
 from goan_cli.jobs.formats import is_sequence
 from goan_cli.jobs.job import Job
-from goan_cli.output.ffmpeg import ffmpeg_version
+from goan_cli.media.ffmpeg import ffmpeg_version
 from goan_cli.output.joining import joined
 from goan_cli.output.latents import record_of, write_latents
 from goan_cli.output.pictures import Frame, keeping, sheet_frames, write_contact_sheet, write_poster, write_preview

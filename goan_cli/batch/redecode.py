@@ -18,8 +18,8 @@ from goan_cli.jobs.sections import Family, plan_sections
 from goan_cli.output.latents import KeptLatents, LatentsRecord
 from goan_cli.output.sidecar import post_settings
 from goan_cli.output.video import VideoInfo, write_video
-from goan_cli.packs.find import find_pack
-from goan_cli.packs.pack import Pack
+from goan_cli.packs.find import FoundPart, find_part
+from goan_cli.packs.manifest import read_manifest
 from goan_cli.render.redecode import decoded_frames
 from goan_cli.render.vae_memory import TILE_OVERLAP, Tiling
 
@@ -42,20 +42,20 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Kept latents with the pack whose VAE decodes them, and everything settled."""
+    """Kept latents with the VAE that decodes them, and everything settled."""
 
     kept: KeptLatents
-    pack: Pack
+    vae: FoundPart
     record: LatentsRecord
     tiling: Tiling | None
     notes: tuple[str, ...]
 
 
 def plan_decoding(kept: KeptLatents, wanted: Wanted) -> Decoding:
-    """Settle how latents are decoded. No torch model is loaded.
+    """Settle how latents are decoded. No torch model is loaded, and of the pack only the VAE need be there.
 
     Raises InvalidInput for settings that do not fit the latents, or that neither the file nor the user gives, and what
-    `find_pack` raises.
+    `find_part` raises.
     """
     before = kept.record
     model = wanted.model or (before.model if before else None)
@@ -64,9 +64,9 @@ def plan_decoding(kept: KeptLatents, wanted: Wanted) -> Decoding:
             f"{kept.path}: does not say how it was rendered, and no sidecar beside it does",
             hint="give --model and --window",
         )
-    pack = find_pack(model)
+    pack, vae = read_manifest(model), find_part(model, "vae")
     notes = []
-    if before is not None and before.vae is not None and before.vae != pack.identity_of("vae"):
+    if before is not None and before.vae is not None and before.vae != vae.identity:
         if wanted.model is None:
             message = f"{kept.path}: was rendered with another VAE than the one of {pack.name} here"
             raise InvalidInput(message, hint=f"--model {pack.name} decodes with that one all the same")
@@ -77,7 +77,7 @@ def plan_decoding(kept: KeptLatents, wanted: Wanted) -> Decoding:
         model=model,
         vae=None,
         family=Family(pack.family),
-        window=wanted.window or pack.window,
+        window=wanted.window or pack.defaults.window,
         sections=0,
         size=(width, height),
         fps=DEFAULT_FPS,
@@ -104,7 +104,7 @@ def plan_decoding(kept: KeptLatents, wanted: Wanted) -> Decoding:
         )
     return Decoding(
         kept=kept,
-        pack=pack,
+        vae=vae,
         record=replace(record, recipe=_recipe(record)),
         tiling=None if wanted.tile is None else _tiling(wanted.tile, record.size),
         notes=tuple(notes),
@@ -119,7 +119,7 @@ def decode_again(
     finish = finishing(record.post, device, size=record.size, fps=record.fps)
     sections = plan_sections(record.family, record.sections, record.window)
     frames = decoded_frames(
-        decoding.pack, kept.latents, sections, record.decode, device=device, tiling=decoding.tiling, stop=stop
+        decoding.vae, kept.latents, sections, record.decode, device=device, tiling=decoding.tiling, stop=stop
     )
     with replaced_when_complete(out) as temporary, closing(frames):
         return write_video(

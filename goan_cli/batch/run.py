@@ -15,8 +15,8 @@ from goan_cli.batch.schedule import scheduled
 from goan_cli.batch.standing import Standing, standing_of
 from goan_cli.batch.survey import RunSettings, nothing_to_do, survey
 from goan_cli.errors import GoanError, Interrupted
+from goan_cli.media.ffmpeg import ffmpeg_version
 from goan_cli.output.encoders import refuse_missing
-from goan_cli.output.ffmpeg import ffmpeg_version
 from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.engine import Engine
 from goan_cli.render.events import Event, Note, SectionFinished, Stage

@@ -40,6 +40,7 @@ def decode(
     """Decode the latents that a render kept (output.keep_latents) again.
 
     What is not given is as it was in the render: then the video is the render's, to the last byte on the same machine.
+    Of the pack only the manifest and the VAE need be there.
     """
     from goan_cli.jobs.formats import SUFFIXES, Coding
     from goan_cli.output.latents import read_latents

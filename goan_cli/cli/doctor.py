@@ -153,7 +153,7 @@ def _disks(found: "Sequence[Disk]") -> _Finding:
 
 
 def _ffmpeg() -> _Finding:
-    from goan_cli.output.ffmpeg import ffmpeg_path, ffmpeg_version
+    from goan_cli.media.ffmpeg import ffmpeg_path, ffmpeg_version
 
     try:
         path, version = ffmpeg_path(), ffmpeg_version()

@@ -26,7 +26,14 @@ Preset = Annotated[str | None, typer.Option(help="draft, balanced, quality, or a
 Seconds = Annotated[float | None, typer.Option(help="Length in seconds.")]
 Seed = Annotated[int | None, typer.Option(help="Noise seed.")]
 Name = Annotated[str | None, typer.Option(help="Name of the result.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over every job; may be repeated.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="KEY=VALUE over every job; may be repeated. Dots reach inside what a job says, numbers are entries of its "
+        "lists, from 0 or from the end -1: output.crf=20, loras.0.weight=0.5, timeline.-1.at=2s.",
+    ),
+]
 Trusted = Annotated[bool, typer.Option("--trusted", help="Accept a LoRA that cannot be told from one for FLUX.1.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for results, instead of the jobs' own.")]
 

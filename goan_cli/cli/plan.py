@@ -35,6 +35,9 @@ def plan(
     """Validate jobs and print what would run: sizes, crop, frames, sections, LoRA matches, and what is done already.
 
     Many jobs are shown as a table of one line each.
+
+    Exit codes: 0 it can be rendered, 2 invalid input, 3 the environment lacks something: a model is not there, or a
+    job's memory is too small for this GPU.
     """
     asked = Asked(
         files=files or (),
@@ -52,5 +55,6 @@ def plan(
     )
     from goan_cli.batch.standing import OnExists
     from goan_cli.cli.plan_table import show_plans
+    from goan_cli.cli.refusals import refuse_budgets
 
-    show_plans(plans_for(asked), OnExists.NUMBER)
+    refuse_budgets(show_plans(plans_for(asked), OnExists.NUMBER), "auto")

@@ -29,15 +29,15 @@ _SNAPPED = 0.005  # seconds
 _WORTH_SAYING = 2 * 10**9  # bytes of memory that a job needs
 
 
-def show_plans(plans: Sequence[RenderPlan], on_exists: OnExists, *, force: bool = False) -> None:
-    """Print jobs and how they stand, each in full or, where they are many, as a row of one table."""
+def show_plans(plans: Sequence[RenderPlan], on_exists: OnExists, *, force: bool = False) -> list[Standing]:
+    """Print jobs, each in full or, where they are many, as a row of one table; and return how they stand."""
     console = make_console()
     names = {plan.job.sidecar for plan in plans}
     standings = [standing_of(plan, on_exists, force=force, names=names) for plan in plans]
     if len(plans) <= _MOST_IN_FULL:
         for standing in standings:
             show_plan(console, standing)
-        return
+        return standings
     table = Table(show_edge=False)
     for column, side in (("job", "left"), ("size", "right"), ("seconds", "right"), ("steps", "right")):
         table.add_column(column, justify=cast("JustifyMethod", side), overflow="fold")
@@ -47,6 +47,7 @@ def show_plans(plans: Sequence[RenderPlan], on_exists: OnExists, *, force: bool 
         table.add_row(*map(escape, _row(standing)))
     console.print(table)
     console.print(_totals(standings))
+    return standings
 
 
 def _row(standing: Standing) -> tuple[str, ...]:

@@ -96,8 +96,9 @@ def render(
     if dry_run:
         from goan_cli.batch.standing import OnExists
         from goan_cli.cli.plan_table import show_plans
+        from goan_cli.cli.refusals import refuse_budgets
 
-        show_plans(plans_for(asked), OnExists(on_exists), force=force)
+        refuse_budgets(show_plans(plans_for(asked), OnExists(on_exists), force=force), device)
         return
 
     from goan_cli.cli.signals import stopping

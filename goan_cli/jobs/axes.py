@@ -15,6 +15,7 @@ from goan_cli.documents import Data, Document, KeyPath
 from goan_cli.errors import Problem
 from goan_cli.files import is_folder
 from goan_cli.jobs.fields import is_name
+from goan_cli.jobs.keys import key_parts
 from goan_cli.jobs.schema import RIVALS
 
 _MOST_VARIANTS = 256
@@ -22,7 +23,6 @@ _MOST_IMAGES = 10_000
 _MAX = "max"
 _NEVER_AXES = ("name", "matrix", "images")
 _LONGEST_LABEL = 24
-_LONGEST_INDEX = 4  # digits
 _SLUG = re.compile(r"[^\w.+-]+")
 
 
@@ -142,15 +142,6 @@ def too_many(axes: Sequence[Axis], data: Mapping[str, Data], document: Document,
     if count <= most:
         return []
     return [document.problem((*path, "matrix"), f"makes {count} jobs, more than {most}", hint="max: allows more")]
-
-
-def key_parts(key: str) -> list[str | int]:
-    """`loras.0.weight` as a key path; the first part is always a word."""
-    first, *rest = key.split(".")
-    numbers = (
-        int(part) if part.isascii() and part.isdecimal() and len(part) <= _LONGEST_INDEX else part for part in rest
-    )
-    return [first, *numbers]
 
 
 def _label(value: Data) -> str:

@@ -65,7 +65,7 @@ def video_of(request: JobRequest, fps: float) -> tuple[Clip | None, list[Problem
     try:
         clip = clip_of(Path(spec.path), fps)
     except InvalidInput as error:
-        return None, [request.problem(("video", "path"), f"{spec.path}: {error.message}", hint=error.hint)]
+        return None, [request.problem(("video", "path"), error.message, hint=error.hint)]
     if clip.frames < FEWEST_FRAMES:
         have = f"{clip.frames} frame{'' if clip.frames == 1 else 's'} at {fps:g} fps"
         message = f"{spec.path}: too short: {have}, of at least {FEWEST_FRAMES}"

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from goan_cli.documents import Data, Document, KeyPath
-from goan_cli.errors import Problem
-from goan_cli.jobs.axes import Axis, image_axis, key_parts, matrix_axes, too_many
+from goan_cli.errors import InvalidInput, Problem
+from goan_cli.jobs.axes import Axis, image_axis, matrix_axes, too_many
 from goan_cli.jobs.fields import is_name
 from goan_cli.jobs.job import Variant
+from goan_cli.jobs.keys import key_parts, put
 from goan_cli.jobs.schema import RIVALS
 
 
@@ -78,8 +79,11 @@ def expanded(
         chosen = list(zip((*images, *axes), place, strict=True))
         values = copy.deepcopy(rest)
         for axis, at in chosen:
-            if wrong_way := _put(values, defaults, axis.key, axis.values[at]):
-                return [alone], [document.problem((*path, "matrix", axis.key), wrong_way)]
+            try:
+                _put(values, defaults, axis.key, axis.values[at])
+            except InvalidInput as error:
+                message = f"this job has no {axis.key} that could be set"
+                return [alone], [document.problem((*path, "matrix", axis.key), message, hint=error.message)]
         name = "-".join([*([stem] if stem else []), *_words(chosen, len(images))])
         if isinstance(given, str):
             values["name"] = name
@@ -111,28 +115,11 @@ def _promised(data: Mapping[str, Data]) -> frozenset[str]:
     return frozenset(keys | ({"image"} if data.get("images") is not None else set()))
 
 
-def _put(values: dict[str, Data], defaults: Mapping[str, Data], key: str, value: Data) -> str | None:
-    """Set a key with dots in it; what it reaches into may stand in the defaults. Returns what is wrong."""
-    first, *rest = key_parts(key)
-    if not rest:
-        values[key] = copy.deepcopy(value)
+def _put(values: dict[str, Data], defaults: Mapping[str, Data], key: str, value: Data) -> None:
+    """Set a key with dots in it; what it reaches into may stand in the defaults. Raises as `keys.put`."""
+    first, *inside = key_parts(key)
+    if inside:
+        values.setdefault(str(first), copy.deepcopy(defaults.get(str(first))))
+    else:
         values.pop(RIVALS.get(key, ""), None)
-        return None
-    values.setdefault(str(first), copy.deepcopy(defaults.get(str(first))))
-    holder: Data = values
-    at: str | int = first
-    for part in rest:
-        inner = holder[at]
-        if inner is None and isinstance(part, str):
-            inner = {}
-        elif isinstance(inner, str) and isinstance(at, int) and isinstance(part, str):
-            inner = {"path": inner}  # a LoRA may be a bare path
-        holder[at] = inner
-        fits = isinstance(inner, dict) if isinstance(part, str) else isinstance(inner, list) and part < len(inner)
-        if not fits:
-            return f"this job has no {key} that could be set"
-        if isinstance(part, str):
-            inner.setdefault(part, None)
-        holder, at = inner, part
-    holder[at] = copy.deepcopy(value)
-    return None
+    put(values, (first, *inside), value)

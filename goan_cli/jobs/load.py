@@ -1,7 +1,8 @@
 """Job files and command-line settings become job requests: layers merged, every problem kept.
 
 Precedence, weakest first: preset, the file's `defaults`, the job, the command line. Paths are made absolute
-in the layer that names them, so that each is relative to the file it stands in.
+in the layer that names them, so that each is relative to the file it stands in. What a command line sets inside
+of a key (`loras.0.weight`) is no layer: it is set in what all of them come to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,34 +15,50 @@ from goan_cli.checking import checked, nearest
 from goan_cli.documents import Data, Document, KeyPath, parse_document, read_document
 from goan_cli.errors import GoanError, InvalidInput, InvalidJobs, Problem
 from goan_cli.files import is_folder
-from goan_cli.jobs.axes import key_parts
 from goan_cli.jobs.expand import Expanded, expanded
 from goan_cli.jobs.job import Variant
+from goan_cli.jobs.keys import key_parts
+from goan_cli.jobs.paths import with_paths
 from goan_cli.jobs.presets import read_preset
-from goan_cli.jobs.schema import RIVALS, BatchSpec, GatesSpec, JobEntry, JobSpec, LoraSpec, OutputSpec, PostSpec
+from goan_cli.jobs.reach import reach_inside, whole_and_inside
+from goan_cli.jobs.schema import RIVALS, BatchSpec, GatesSpec, JobEntry, JobSpec, OutputSpec, PostSpec
 
 # What a layer says of these is laid over what weaker ones do, key by key.
 _Merged = OutputSpec | GatesSpec | PostSpec
+_AGAINST = "goes against images or a matrix of a job; all its jobs would have this one value"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a key was given. `kept` says which entries of a list are left where wrong ones were taken out."""
+    """Where a key was given. Of lists that wrong entries were taken out of, `kept` says which ones are left.
+
+    `made_up` are the places of values that stand in for wrong ones, by the entries as they were written.
+    """
 
     document: Document
     path: KeyPath
     kept: Mapping[KeyPath, tuple[int, ...]] = field(default_factory=dict)
+    made_up: frozenset[KeyPath] = frozenset()
 
     def problem(self, key: KeyPath, message: str, *, hint: str | None = None) -> Problem:
         """A problem at `key` below this place."""
-        if len(key) > 1 and isinstance(key[1], int) and key[:1] in self.kept:
-            key = (key[0], self.kept[key[:1]][key[1]], *key[2:])
-        return self.document.problem((*self.path, *key), message, hint=hint)
+        return self.document.problem((*self.path, *self.written(key)), message, hint=hint)
+
+    def written(self, key: KeyPath) -> KeyPath:
+        """`key` with the entries' numbers as they were written."""
+        path: KeyPath = ()
+        for part in key:
+            path = (*path, self.kept[path][part] if isinstance(part, int) and path in self.kept else part)
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """One job as asked for: the merged keys, where each came from, and which were already found wrong."""
+    """One job as asked for: the merged keys, where each came from, and which were already found wrong.
+
+    `reached` are the places inside of keys that the command line set, and `problems` what is wrong with those settings
+    in this job: told when it is resolved, so that a job that was not chosen does not stop others.
+    """
 
     spec: JobSpec
     origin: Origin
@@ -50,6 +67,8 @@ class JobRequest:
     default_name: str  # `{seed}` in it stands for the job's seed
     default_dir: Path
     variant: Variant | None = None
+    reached: Mapping[KeyPath, Origin] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,7 +77,15 @@ class JobRequest:
 
     def problem(self, key: KeyPath, message: str, *, hint: str | None = None) -> Problem:
         """A problem at `key`, placed where that key was given, else at the job itself."""
+        for length in range(len(key), 1, -1):
+            if (setting := self.reached.get(key[:length])) is not None:
+                return setting.problem(key, message, hint=hint)
         return self.origins.get(str(key[0]), self.origin).problem(key, message, hint=hint)
+
+    def is_made_up(self, key: KeyPath) -> bool:
+        """Whether a value only stands in for a wrong one, of which that has been said."""
+        origin = self.origins.get(str(key[0]))
+        return origin is not None and origin.written(key) in origin.made_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,28 +151,26 @@ def _names(requests: Sequence[JobRequest]) -> list[str]:
 
 def request_from_settings(settings: Document, *, name: str) -> tuple[list[JobRequest], list[Problem]]:
     """One job given on the command line alone; paths are relative to the current folder."""
-    layer, problems = _layer(JobSpec, settings.data, settings, (), Path.cwd())
+    whole, inside = whole_and_inside(settings)
+    layer, problems = _layer(JobSpec, whole.data, whole, (), Path.cwd())
     request, more = _merged([layer], default_name=name, base=Path.cwd())
-    return [request], problems + more
+    return [_with_settings(request, inside, layer.origin)], problems + more
 
 
 def settings_document(pairs: Sequence[str], extra: Mapping[str, Data]) -> Document:
-    """`key=value` settings of a command line (dots reach inside, values are YAML) and ready keys.
+    """`key=value` settings of a command line (values are YAML) and ready keys, the last one of a key.
 
-    Raises InvalidInput for a setting without `=`.
+    Keys with dots, which reach inside, stay as they are. Raises InvalidInput for a setting without `=`.
     """
     data: dict[str, Data] = dict(extra)
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals or not key:
+        key = key.strip()
+        if not equals or not all(key.split(".")):
             raise InvalidInput(f"--set {pair}: expected key=value", hint="for example --set steps=20")
-        target = data
-        *parents, last = key.strip().split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise InvalidInput(f"--set {pair}: {parent} has no keys inside")
-        target[last] = parse_document(text, file=Path(f"--set {key}")).data
+        # What was set before at this place or inside of it is undone.
+        data = {other: value for other, value in data.items() if other != key and not other.startswith(f"{key}.")}
+        data[key] = parse_document(text, file=Path(f"--set {key}")).data
     return Document(data=data, file=Path("command line"))
 
 
@@ -154,8 +179,10 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
     base = file.absolute().parent
     problems: list[Problem] = []
     top = _Layer(spec=JobSpec(), origin=Origin(document=document, path=()))
+    inside: Mapping[str, Data] = {}
     if overrides is not None:
-        top, problems = _layer(JobSpec, overrides.data, overrides, (), Path.cwd())
+        whole, inside = whole_and_inside(overrides)
+        top, problems = _layer(JobSpec, whole.data, whole, (), Path.cwd())
 
     if isinstance(document.data, dict) and "jobs" in document.data:
         batch = checked(BatchSpec, document.data, document)
@@ -184,7 +211,8 @@ def _requests_of(document: Document, overrides: Document | None) -> tuple[list[J
             job, wrong = _layer(JobEntry, each.data, each.document, path, base)
             problems += wrong
             request, wrong = _merged([defaults, job, top], default_name=each.default_name, base=base)
-            requests.append(replace(request, variant=each.variant, flawed=request.flawed | each.flawed))
+            request = replace(request, variant=each.variant, flawed=request.flawed | each.flawed)
+            requests.append(_with_settings(request, inside, top.origin, axes=each.keys))
             problems += wrong + _overruled(each, top)
     return requests, problems
 
@@ -198,9 +226,35 @@ def _overruled(job: Expanded, top: _Layer) -> list[Problem]:
             # Of keys that are merged, only those inside that are given.
             merged = isinstance(given, _Merged) and bool(rest) and rest[0] not in given.model_fields_set
             if given is not None and not merged:
-                what = "all its jobs would have this one value"
-                problems.append(top.origin.problem((key,), f"goes against images or a matrix of a job; {what}"))
+                problems.append(top.origin.problem((key,), _AGAINST))
     return problems
+
+
+def _with_settings(
+    request: JobRequest, inside: Mapping[str, Data], settings: Origin, *, axes: Sequence[str] = ()
+) -> JobRequest:
+    """The request with what a command line sets inside of its keys; `axes` are those of the matrix that it is of."""
+    if not inside:
+        return request
+    reached = reach_inside(request.spec, inside, settings.document, flawed=request.flawed)
+    problems = [*reached.problems]
+    for miss in reached.misses:
+        given = request.origins.get(str(miss.path[0]), request.origin).problem(miss.path[:1], "")
+        where = f"{given.file}:{given.line}" if given.line else None
+        problems.append(settings.problem(miss.path, miss.message, hint=where))
+    for place in reached.places:
+        for axis in map(key_parts, axes):
+            length = min(len(axis), len(place))
+            if place[:length] == axis[:length]:
+                problems.append(settings.problem(place, _AGAINST))
+    return replace(
+        request,
+        spec=_absolute(reached.spec, Path.cwd()),
+        origins={**{str(place[0]): settings for place in reached.places}, **request.origins},
+        flawed=request.flawed | reached.flawed,
+        reached=dict.fromkeys(reached.places, settings),
+        problems=tuple(problems),
+    )
 
 
 def _layer(
@@ -214,7 +268,7 @@ def _layer(
         problems.append(document.problem((*path, "start"), "given beside an image; a video has one beginning"))
     layer = _Layer(
         spec=_absolute(spec, base),
-        origin=Origin(document=document, path=path, kept=result.kept),
+        origin=Origin(document=document, path=path, kept=result.kept, made_up=result.made_up),
         flawed=result.flawed,
     )
     return layer, problems
@@ -230,44 +284,7 @@ def _absolute(spec: JobSpec, base: Path) -> JobSpec:
             path = Path(text)
         return str((base / path).absolute())
 
-    def at_home(lora: LoraSpec) -> LoraSpec:
-        return lora.model_copy(update={"path": resolved(lora.path)})
-
-    update: dict[str, Any] = {}
-    for key in ("image", "end_image"):
-        if (text := getattr(spec, key)) is not None:
-            update[key] = resolved(text)
-    if spec.video is not None:
-        update["video"] = spec.video.model_copy(update={"path": resolved(spec.video.path)})
-    if spec.one_frame is not None:
-        controls = [each.model_copy(update={"image": resolved(each.image)}) for each in spec.one_frame.controls]
-        update["one_frame"] = spec.one_frame.model_copy(update={"controls": controls})
-    if spec.timeline is not None:
-        update["timeline"] = [
-            moment.model_copy(
-                update={
-                    "image": None if moment.image is None else resolved(moment.image),
-                    "loras": None if moment.loras is None else [at_home(lora) for lora in moment.loras],
-                }
-            )
-            for moment in spec.timeline
-        ]
-    if spec.model is not None and looks_like_path(spec.model):
-        update["model"] = resolved(spec.model)
-    if spec.preset is not None and spec.preset.endswith((".yaml", ".yml")):
-        update["preset"] = resolved(spec.preset)
-    if spec.loras is not None:
-        update["loras"] = [at_home(lora) for lora in spec.loras]
-    if spec.post is not None and spec.post.upscale is not None:
-        update["post"] = spec.post.model_copy(update={"upscale": resolved(spec.post.upscale)})
-    if spec.output is not None and spec.output.dir is not None:
-        update["output"] = spec.output.model_copy(update={"dir": resolved(spec.output.dir)})
-    return spec.model_copy(update=update)
-
-
-def looks_like_path(model: str) -> bool:
-    """Whether `model` names a folder or manifest rather than a known pack."""
-    return "/" in model or "\\" in model or model.startswith(".") or model.endswith((".yaml", ".yml"))
+    return with_paths(spec, resolved)
 
 
 def _merged(layers: Sequence[_Layer], *, default_name: str, base: Path) -> tuple[JobRequest, list[Problem]]:

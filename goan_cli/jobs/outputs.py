@@ -7,7 +7,8 @@ from goan_cli.errors import Problem
 from goan_cli.jobs.fields import NAME_RULE, is_name
 from goan_cli.jobs.formats import CODECS, CRFS, FASTEST_GIF, Codec, Format
 from goan_cli.jobs.job import Output, Sampling
-from goan_cli.jobs.load import JobRequest, looks_like_path
+from goan_cli.jobs.load import JobRequest
+from goan_cli.jobs.paths import looks_like_path
 from goan_cli.jobs.schema import LoraSpec, OutputSpec
 
 _NOT_IN_NAMES = re.compile(r"[^\w.+@=,-]+")

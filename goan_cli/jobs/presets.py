@@ -6,6 +6,7 @@ from pathlib import Path
 from goan_cli.checking import nearest
 from goan_cli.documents import Document, read_document
 from goan_cli.errors import InvalidInput
+from goan_cli.jobs.paths import is_preset_file
 
 
 def preset_folder() -> Path:
@@ -24,7 +25,7 @@ def read_preset(name: str, base: Path) -> Document:
     """A preset by shipped name, or by path relative to `base`. Raises InvalidInput when there is none."""
     if name in preset_names():
         return read_document(preset_folder() / f"{name}.yaml")
-    if name.endswith((".yaml", ".yml")):
+    if is_preset_file(name):
         if not (base / name).exists():
             raise InvalidInput(f"{base / name}: no such file")
         return read_document(base / name)

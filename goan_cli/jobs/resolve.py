@@ -1,12 +1,14 @@
 """A job request and a model's defaults become a `Job` with nothing left to default."""
 
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from goan_cli.errors import InvalidInput, Problem
 from goan_cli.jobs.clips import Clip
 from goan_cli.jobs.continued import extension_of, video_of
-from goan_cli.jobs.directing import Direction, EndImage
+from goan_cli.jobs.directing import Direction, EndImage, Moment, OneFrame
+from goan_cli.jobs.extension import Extension
 from goan_cli.jobs.fields import MULTIPLE, memory_bytes
 from goan_cli.jobs.images import image_size
 from goan_cli.jobs.job import (
@@ -18,6 +20,8 @@ from goan_cli.jobs.job import (
     Gates,
     Job,
     ModelDefaults,
+    Output,
+    Post,
     Sampling,
     StepCache,
     StepCacheKind,
@@ -39,6 +43,23 @@ DEFAULT_FPS = 30.0
 DEFAULT_THRESHOLDS = {StepCacheKind.TEACACHE: 0.15, StepCacheKind.MAGCACHE: 0.1}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Settled:
+    """What of a request takes looking up and checking; `image_fit` is None where there is nothing to begin from."""
+
+    name: str
+    fps: float
+    image_fit: Fit | None
+    sampling: Sampling
+    sections: SectionPlan
+    timeline: tuple[Moment, ...]
+    end: EndImage | None
+    one_frame: OneFrame | None
+    extension: Extension | None
+    post: Post | None
+    output: Output
+
+
 def resolve_job(
     request: JobRequest, defaults: ModelDefaults, *, out: Path | None = None
 ) -> tuple[Job | None, list[Problem]]:
@@ -47,11 +68,19 @@ def resolve_job(
     `out` overrides the output folder. A seed that is absent is drawn here. The job is None when a problem
     stands in its way.
     """
-    spec = request.spec
-    problems = _missing(request)
-    fps = float(spec.fps or DEFAULT_FPS)
-    clip, wrong = video_of(request, fps)
+    problems = [*request.problems, *_missing(request)]
+    settled, wrong = _settled(request, defaults, out)
     problems += wrong
+    prompt = _prompt(request.spec)
+    if problems or request.flawed or settled.image_fit is None or prompt is None:
+        return None, problems
+    return _job(request, settled, prompt, settled.image_fit), []
+
+
+def _settled(request: JobRequest, defaults: ModelDefaults, out: Path | None) -> tuple[_Settled, list[Problem]]:
+    spec = request.spec
+    fps = float(spec.fps or DEFAULT_FPS)
+    clip, problems = video_of(request, fps)
     image_fit, video_fit, wrong = _start(request, defaults, clip)
     problems += wrong
     for index, lora in enumerate(spec.loras or ()):
@@ -78,10 +107,25 @@ def resolve_job(
     folder = out or (Path(spec.output.dir) if spec.output and spec.output.dir else request.default_dir)
     output, wrong = output_of(request, folder, post.interpolate if post and post.interpolate else fps)
     problems += wrong
-    prompt = _prompt(spec)
-    if problems or request.flawed or image_fit is None or prompt is None:
-        return None, problems
+    settled = _Settled(
+        name=name,
+        fps=fps,
+        image_fit=image_fit,
+        sampling=sampling,
+        sections=sections,
+        timeline=moments,
+        end=end,
+        one_frame=one_frame,
+        extension=extension,
+        post=post,
+        output=output,
+    )
+    return settled, problems
 
+
+def _job(request: JobRequest, settled: _Settled, prompt: str, image_fit: Fit) -> Job:
+    """The job of a request that nothing is wrong with."""
+    spec, sampling = request.spec, settled.sampling
     own = Direction(
         prompt=prompt,
         negative_prompt=spec.negative_prompt or "",
@@ -90,37 +134,37 @@ def resolve_job(
         loras=tuple(lora_use(lora) for lora in spec.loras or ()),
     )
     schedule = schedule_of(spec)
-    job = Job(
-        name=name,
+    in_sections = spec.sections is not None or settled.one_frame is not None
+    return Job(
+        name=settled.name,
         model=spec.model or DEFAULT_MODEL,
         image=None if spec.image is None else Path(spec.image),
         image_fit=image_fit,
         start=spec.start,
-        end=end,
+        end=settled.end,
         loop=bool(spec.loop),
         prompt=own.prompt,
         negative_prompt=own.negative_prompt,
-        seconds=None if spec.sections is not None or one_frame is not None else float(spec.seconds or DEFAULT_SECONDS),
-        fps=fps,
-        sections=sections,
+        seconds=None if in_sections else float(spec.seconds or DEFAULT_SECONDS),
+        fps=settled.fps,
+        sections=settled.sections,
         sampling=sampling,
         seed_drawn=spec.seed is None,
         loras=own.loras,
-        timeline=moments,
+        timeline=settled.timeline,
         guidance_schedule=schedule,
         paddings=None if spec.paddings is None else tuple(spec.paddings),
-        directions=directions_of(own, sections, moments, schedule),
-        output=output,
+        directions=directions_of(own, settled.sections, settled.timeline, schedule),
+        output=settled.output,
         execution=_execution(spec),
         decode=DecodeMode(spec.decode or DecodeMode.OVERLAP),
         gates=_gates(spec),
         retry_seeds=spec.retry_seeds or 0,
         variant=request.variant,
-        post=post,
-        extension=extension,
-        one_frame=one_frame,
+        post=settled.post,
+        extension=settled.extension,
+        one_frame=settled.one_frame,
     )
-    return job, []
 
 
 def _prompt(spec: JobSpec) -> str | None:

@@ -3,7 +3,8 @@
 Every field is optional here, since presets, defaults, jobs and the command line are layers of one another.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
@@ -133,6 +134,9 @@ LoraList = Annotated[list[Annotated[LoraSpec, BeforeValidator(path_or_keys_value
 
 class MomentSpec(_Layer):
     """What changes from a time of the finished video on; what is not given stays as it was."""
+
+    # So that a moment whose time is wrong has its other keys looked at; see `checking.checked`.
+    stand_ins: ClassVar[Mapping[str, float]] = {"at": 0.0}
 
     at: Annotated[float, BeforeValidator(seconds_value)] = Field(
         ge=0, le=600, description="When, in seconds of the video (2.4s); snapped to a section, shown in the plan."

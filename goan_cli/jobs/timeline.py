@@ -39,20 +39,22 @@ def moments_of(
     problems: list[Problem] = []
     length, count = section_seconds(sections.window, fps), len(sections.sections)
     length_known = not {"seconds", "sections", "fps", "window", "model"} & request.flawed
+    before: Moment | None = None
     for index, spec in enumerate(request.spec.timeline or ()):
         place = round(spec.at / length)
-        if not length_known:
+        at_known = not request.is_made_up(("timeline", index, "at"))
+        if not (length_known and at_known):
             pass  # of what is wrong with it, that has been said
         elif place >= count:
             where = "nearer to the video's end than to its last section" if spec.at < count * length else "too late"
             last = f"the last of {_sections(count)} begins at {(count - 1) * length:.3g} s"
             problems.append(request.problem(("timeline", index, "at"), f"{spec.at:g} s is {where}: {last}"))
-        elif moments and place <= moments[-1].section:
-            before = f"{moments[-1].at:g} s, which begins at {moments[-1].section * length:.3g} s"
+        elif before is not None and place <= before.section:
+            earlier = f"{before.at:g} s, which begins at {before.section * length:.3g} s"
             problems.append(
                 request.problem(
                     ("timeline", index, "at"),
-                    f"{spec.at:g} s is in no later section than {before}",
+                    f"{spec.at:g} s is in no later section than {earlier}",
                     hint=f"moments come in order, at least {length:.3g} s apart",
                 )
             )
@@ -73,6 +75,7 @@ def moments_of(
                 loras=None if spec.loras is None else tuple(lora_use(lora) for lora in spec.loras),
             )
         )
+        before = moments[-1] if at_known else before
     return tuple(moments), problems
 
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from goan_cli.errors import EnvironmentFault
 from goan_cli.jobs.formats import Codec, Coding, Format
-from goan_cli.output.ffmpeg import available_encoders, ffmpeg_path
+from goan_cli.media.ffmpeg import available_encoders, ffmpeg_path
 
 # The colours are converted by the matrix that the file then names; untagged files are guessed at by players.
 _TAGS = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"

@@ -1,21 +1,19 @@
 """Videos one after another in one file, cut or cross-faded, frame by frame."""
 
-import subprocess
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 
-from goan_cli.errors import EnvironmentFault, InvalidInput, RenderFailed
+from goan_cli.errors import InvalidInput, RenderFailed
 from goan_cli.files import replaced_when_complete
 from goan_cli.jobs.formats import Coding
-from goan_cli.output.ffmpeg import ffmpeg_path, last_words
+from goan_cli.media.ffmpeg import input_file, last_words, run_ffmpeg
+from goan_cli.media.videos import look_at_video, video_frames
 from goan_cli.output.pictures import Frame
 from goan_cli.output.video import VideoInfo, write_video
 
@@ -44,11 +42,10 @@ class Joined:
 
 def read_source(path: Path) -> Source:
     """What a video file is. Raises InvalidInput for what is none."""
-    reader, told = _opened(path)
-    reader.close()
-    if not told["fps"]:
+    video = look_at_video(path)
+    if not video.fps:
         raise InvalidInput(f"{path}: has no rate of frames")
-    return Source(path=path, size=told["size"], fps=float(told["fps"]), has_audio=bool(told.get("audio_codec")))
+    return Source(path=path, size=video.size, fps=video.fps, has_audio=video.has_audio)
 
 
 def join_videos(paths: Sequence[Path], out: Path, *, cross_fade: float = 0.0, crf: int = 16) -> Joined:
@@ -95,7 +92,7 @@ def _joined(sources: Sequence[Source], fade: int, counts: list[int]) -> Generato
         is_last = number == len(sources) - 1
         count, coming = 0, len(leaving)
         held: deque[Frame] = deque()
-        with closing(_frames(source.path)) as frames:
+        with closing(video_frames(source.path, source.size)) as frames:
             for frame in frames:
                 count += 1
                 if leaving:
@@ -119,7 +116,7 @@ def _mixed(leaving: Frame, coming: Frame, share: float) -> Frame:
 def _add_sound(picture: Path, sources: Sequence[Source], counts: Sequence[int], fade: int, out: Path) -> None:
     """The video of `picture` as it is, with the sound of all, each as long as its frames."""
     fps = sources[0].fps
-    inputs = [argument for source in sources for argument in ("-i", f"file:{source.path}")]
+    inputs = [argument for source in sources for argument in input_file(source.path)]
     steps = [_SOUND.format(number=number, seconds=count / fps) for number, count in enumerate(counts)]
     if fade:
         joined = "s0"
@@ -132,37 +129,8 @@ def _add_sound(picture: Path, sources: Sequence[Source], counts: Sequence[int], 
         steps.append(f"{streams}concat=n={len(sources)}:v=0:a=1[{joined}]")
     taken = ["-map", f"{len(sources)}:v:0", "-map", f"[{joined}]", "-c:v", "copy", "-c:a", "aac", "-b:a", "192k"]
     written = ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:a", "+bitexact", "-movflags", "+faststart"]
-    command = [ffmpeg_path(), "-y", "-nostdin", "-loglevel", "error", *inputs, "-i", f"file:{picture}"]
-    command += ["-filter_complex", ";".join(steps), *taken, *written, "-f", "mp4", f"file:{out}"]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    except OSError as error:
-        raise EnvironmentFault(f"{command[0]}: cannot be run: {error}") from error
+    mixed = ["-filter_complex", ";".join(steps), *taken, *written, "-f", "mp4", f"file:{out}"]
+    done = run_ffmpeg(["-y", "-loglevel", "error", *inputs, *input_file(picture), *mixed])
     if done.returncode:
         said = last_words(done.stderr, f"exit {done.returncode}")
         raise RenderFailed(f"ffmpeg cannot join the sound: {said}")
-
-
-def _frames(path: Path) -> Generator[Frame]:
-    reader, told = _opened(path)
-    width, height = told["size"]
-    with closing(reader):
-        try:
-            for frame in reader:
-                yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
-        except RuntimeError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise InvalidInput(f"{path}: ffmpeg cannot decode it: {last}") from error
-
-
-def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
-    """imageio's reader of a video, and what it says of it first."""
-    if not path.is_file():
-        raise InvalidInput(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    ffmpeg_path()
-    # All frames as they are: by ffmpeg's own choice some would be repeated or left out to keep a rate.
-    reader: Iterator[Any] = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough"])
-    try:
-        return reader, next(reader)
-    except (OSError, RuntimeError, StopIteration, IndexError, ValueError, AttributeError) as error:
-        raise InvalidInput(f"{path}: not a video that ffmpeg can read") from error

@@ -1,6 +1,5 @@
 """More frames a second: ffmpeg's motion interpolation on frames as they pass, before they are encoded."""
 
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -11,15 +10,14 @@ from typing import IO
 
 import numpy as np
 
-from goan_cli.errors import EnvironmentFault, RenderFailed
-from goan_cli.output.ffmpeg import ffmpeg_path, last_words
+from goan_cli.errors import RenderFailed
+from goan_cli.media.ffmpeg import RAW, ffmpeg_running, last_words, raw_input
 from goan_cli.output.pictures import Frame
 
 # Blocks of a frame follow the motion that is found both ways; where a scene changes, nothing is made between.
 _MOTION = "mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1"
 # Chroma as fine as luma, and full range: the frames that were there stay, to a level or two.
 _COLOUR = "scale=out_range=pc:out_color_matrix=bt709,format=yuv444p"
-_RAW = ("-f", "rawvideo", "-pix_fmt", "rgb24")
 _AFTER = 4  # the filter makes a frame only when it has seen some of the next ones
 
 
@@ -37,18 +35,16 @@ def interpolated(chunks: Iterable[Frame], *, size: tuple[int, int], fps: float, 
     No more is held than what comes of one chunk. Raises RenderFailed with ffmpeg's last words when it fails.
     """
     ratio, fed, made = target / fps, _Fed(), 0
-    given = ["-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-"]
     motion = ["-vf", f"{_COLOUR},minterpolate=fps={target:g}:{_MOTION}"]
-    command = [ffmpeg_path(), "-loglevel", "error", *_RAW, *given, *motion, *_RAW, "-"]
+    arguments = ["-loglevel", "error", *raw_input(size, fps), *motion, *RAW, "-"]
     with tempfile.TemporaryFile() as words:
-        for frame in _through(command, _lengthened(chunks, fed), size, words):
+        for frame in _through(arguments, _lengthened(chunks, fed), size, words):
             # Beyond the end are only frames of the last one's repetitions, which come when all are counted.
             if not fed.complete or made < round(fed.frames * ratio):
                 made += 1
                 yield frame
         if not fed.complete or made < round(fed.frames * ratio):
-            words.seek(0)
-            raise RenderFailed(f"ffmpeg cannot interpolate: {last_words(words.read(), 'it ended too early')}")
+            raise RenderFailed(f"ffmpeg cannot interpolate: {last_words(words, 'it ended too early')}")
 
 
 def _lengthened(chunks: Iterable[Frame], fed: _Fed) -> Iterator[Frame]:
@@ -65,20 +61,14 @@ def _lengthened(chunks: Iterable[Frame], fed: _Fed) -> Iterator[Frame]:
         yield np.repeat(last, _AFTER, axis=0)
 
 
-def _through(command: list[str], chunks: Iterable[Frame], size: tuple[int, int], words: IO[bytes]) -> Iterator[Frame]:
-    """What a command makes of frames, one at a time: fed here, where frames are made, and taken by a thread."""
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, start_new_session=True
-        )
-    except OSError as error:
-        raise EnvironmentFault(f"{command[0]}: cannot be run: {error}") from error
-    if process.stdin is None or process.stdout is None:
-        raise RenderFailed("ffmpeg takes no frames")
-    made: SimpleQueue[bytes] = SimpleQueue()
-    taking = threading.Thread(target=_take, args=(process.stdout, size[0] * size[1] * 3, made), daemon=True)
-    taking.start()
-    with process:
+def _through(arguments: list[str], chunks: Iterable[Frame], size: tuple[int, int], words: IO[bytes]) -> Iterator[Frame]:
+    """What ffmpeg makes of frames, one at a time: fed here, where frames are made, and taken by a thread."""
+    with ffmpeg_running(arguments, words, fed=True, read=True) as process:
+        if process.stdin is None or process.stdout is None:
+            raise RenderFailed("ffmpeg takes no frames")
+        made: SimpleQueue[bytes] = SimpleQueue()
+        taking = threading.Thread(target=_take, args=(process.stdout, size[0] * size[1] * 3, made), daemon=True)
+        taking.start()
         try:
             with suppress(BrokenPipeError):  # it has ended early, and then says why
                 for chunk in chunks:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from goan_cli.errors import InvalidInput
 from goan_cli.jobs.job import Job
-from goan_cli.output.ffmpeg import comment_in
+from goan_cli.output.comments import comment_in
 from goan_cli.output.pictures import RECIPE_KEY
 from goan_cli.output.sidecar import settings_of
 

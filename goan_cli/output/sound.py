@@ -1,6 +1,5 @@
 """The sound of a video that a job goes on with, put into the finished file at its place."""
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,8 +8,8 @@ from goan_cli.errors import EnvironmentFault, RenderFailed
 from goan_cli.jobs.extension import Extension
 from goan_cli.jobs.formats import Format
 from goan_cli.jobs.sections import Family
+from goan_cli.media.ffmpeg import input_file, last_words, run_ffmpeg
 from goan_cli.output.encoders import MUXERS
-from goan_cli.output.ffmpeg import ffmpeg_path, last_words
 from goan_cli.output.video import VideoInfo
 
 # Format -> arguments of the encoder of its sound.
@@ -32,20 +31,17 @@ def add_sound(path: Path, extension: Extension, video: VideoInfo, container: For
     """
     waiting = path.with_name(f".goan-sound-{path.name}")
     whole, own = video.frames / video.fps, extension.clip.frames / extension.clip.fps
-    inputs = ["-i", f"file:{path}", "-protocol_whitelist", "file", "-i", f"file:{extension.clip.path}"]
+    inputs = [*input_file(path), *input_file(extension.clip.path)]
     kept = ["-map", "0:v", "-map", "1:a:0", "-map_metadata", "0", "-c:v", "copy"]
     coded = ["-af", _placed(extension.family, own, whole), *ENCODERS[container], *MUXERS[container], *_REPRODUCIBLE]
-    command = [ffmpeg_path(), "-y", "-nostdin", "-loglevel", "error", *inputs, *kept, *coded, str(waiting)]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True, check=False
-        )
+        done = run_ffmpeg(["-y", "-loglevel", "error", *inputs, *kept, *coded, str(waiting)])
         if done.returncode or not waiting.is_file():
             said = last_words(done.stderr, f"exit {done.returncode}")
             raise RenderFailed(f"{extension.clip.path}: its sound could not be kept: {said}", hint="audio: false")
         waiting.replace(path)
     except OSError as error:
-        raise EnvironmentFault(f"{command[0]}: cannot be run: {error}") from error
+        raise EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         waiting.unlink(missing_ok=True)
 

@@ -1,20 +1,20 @@
 """Frames to a video file of any format, streamed to ffmpeg as they come, and back from one."""
 
-import subprocess
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageSequence
 
-from goan_cli.errors import EnvironmentFault, RenderFailed
+from goan_cli.errors import InvalidInput, RenderFailed
 from goan_cli.jobs.formats import Coding, Format
+from goan_cli.media.ffmpeg import ffmpeg_running, last_words, raw_input
+from goan_cli.media.videos import look_at_video, video_frames
+from goan_cli.output.comments import metadata_text
 from goan_cli.output.encoders import COMMENTED, MUXERS, encoder_for
-from goan_cli.output.ffmpeg import ffmpeg_path, last_words, metadata_text
 from goan_cli.output.pictures import Frame
 
 Write = Callable[[Frame], None]
@@ -67,7 +67,7 @@ def writing_video(
 ) -> Iterator[Write]:
     """Yield what writes a chunk of frames to `path`: `write_video` for those who do not have the chunks in a row."""
     coding = coding or Coding()
-    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", f"{fps:g}", "-i", "-")
+    raw = raw_input(size, fps)
     if coding.format is Format.GIF:
         with _writing_gif(path, raw, coding) as write:
             yield write
@@ -132,51 +132,30 @@ class _EndedEarly(Exception):
 @contextmanager
 def _running(arguments: Iterable[str], written: Path, *, fed: bool = True) -> Iterator[Write]:
     """Run ffmpeg, which must leave the file `written`; yield what gives it frames, where it is `fed` any."""
-    command, frames, ended = [ffmpeg_path(), *_QUIET, *arguments], 0, False
+    frames, ended = 0, False
     with tempfile.TemporaryFile() as words:
-        try:
-            # In a session of its own: Ctrl-C in a terminal is for goan, which stops when it has saved its work.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE if fed else subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=words,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise EnvironmentFault(f"{command[0]}: cannot be run: {error}") from error
-        stdin = process.stdin
+        with ffmpeg_running([*_QUIET, *arguments], words, fed=fed) as process:
+            stdin = process.stdin
 
-        def write(chunk: Frame) -> None:
-            nonlocal frames
-            if stdin is None:
-                raise RenderFailed("ffmpeg takes no frames")
-            try:
-                stdin.write(np.ascontiguousarray(chunk).data)
-            except BrokenPipeError:
-                raise _EndedEarly from None
-            frames += len(chunk)
-
-        try:
-            with process:
+            def write(chunk: Frame) -> None:
+                nonlocal frames
+                if stdin is None:
+                    raise RenderFailed("ffmpeg takes no frames")
                 try:
-                    yield write
-                except _EndedEarly:
-                    ended = True
-                with suppress(BrokenPipeError):
-                    if stdin is not None:
-                        stdin.close()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        words.seek(0)
-        said = words.read()
-    if ended or process.returncode or (fed and not frames) or not written.is_file():
-        why = last_words(said, f"exit {process.returncode}")
-        if fed and not frames and not ended:
-            why = "there were no frames"
-        raise RenderFailed(f"{written.parent}: ffmpeg could not write the video: {why}")
+                    stdin.write(np.ascontiguousarray(chunk).data)
+                except BrokenPipeError:
+                    raise _EndedEarly from None
+                frames += len(chunk)
+
+            try:
+                yield write
+            except _EndedEarly:
+                ended = True
+        if ended or process.returncode or (fed and not frames) or not written.is_file():
+            why = last_words(words, f"exit {process.returncode}")
+            if fed and not frames and not ended:
+                why = "there were no frames"
+            raise RenderFailed(f"{written.parent}: ffmpeg could not write the video: {why}")
 
 
 def read_video(path: Path) -> Frame:
@@ -202,14 +181,10 @@ def _decoded(path: Path) -> Iterator[Frame]:
     if path.is_dir() or path.suffix in (".gif", ".webp"):
         yield from _pictures(path)
         return
-    ffmpeg_path()
     try:
-        reader = imageio_ffmpeg.read_frames(str(path))
-        width, height = next(reader)["size"]
-        for frame in reader:
-            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
-    except (OSError, RuntimeError, StopIteration) as error:
-        raise RenderFailed(f"{path}: ffmpeg cannot decode it: {error}") from error
+        yield from video_frames(path, look_at_video(path).size)
+    except InvalidInput as error:
+        raise RenderFailed(error.message) from error
 
 
 def _pictures(path: Path) -> Iterator[Frame]:

@@ -99,7 +99,9 @@ def find_pack(model: str) -> Pack:
     are not where it says, and MissingModel for parts that are nowhere on this machine.
     """
     survey = survey_pack(model)
-    _refuse_missing(model, survey.manifest.name, survey.parts)
+    refuse_wrong_paths(survey.parts)
+    if survey.missing:
+        raise _missing_model(model, survey.manifest.name, survey.missing, to_download=survey.to_download)
     return pack_of(survey)
 
 
@@ -107,7 +109,10 @@ def find_part(model: str, part: str) -> FoundPart:
     """One part of a pack, which may lack others. Raises as `find_pack`."""
     manifest = read_manifest(model)
     found = _found(manifest.parts[part], places(read_settings()))
-    _refuse_missing(model, manifest.name, [found])
+    refuse_wrong_paths([found])
+    if found.problem is not None:
+        # The command gets what else is missing, too.
+        raise _missing_model(model, manifest.name, [found], to_download=survey_pack(model).to_download)
     return found
 
 
@@ -125,13 +130,6 @@ def survey_pack(model: str) -> Survey:
     return Survey(manifest=manifest, parts=tuple({**found, "feature_extractor": processor}[part] for part in PARTS))
 
 
-def _refuse_missing(model: str, name: str, found: Sequence[FoundPart]) -> None:
-    """Raise InvalidJobs for parts that are not where the manifest says, MissingModel for those to be downloaded."""
-    refuse_wrong_paths(found)
-    if unusable := [part for part in found if part.problem is not None]:
-        raise _missing_model(model, name, unusable)
-
-
 def refuse_wrong_paths(found: Sequence[FoundPart]) -> None:
     """Raise InvalidJobs for parts that are not where their manifest says: those cannot be downloaded."""
     wrong = [
@@ -143,7 +141,7 @@ def refuse_wrong_paths(found: Sequence[FoundPart]) -> None:
         raise InvalidJobs(wrong)
 
 
-def _missing_model(model: str, name: str, parts: Sequence[FoundPart]) -> MissingModel:
+def _missing_model(model: str, name: str, parts: Sequence[FoundPart], *, to_download: int) -> MissingModel:
     names = [part.part for part in parts]
     nowhere = [part.part for part in parts if part.path is None]
     lacks = "; ".join(
@@ -152,11 +150,12 @@ def _missing_model(model: str, name: str, parts: Sequence[FoundPart]) -> Missing
             *(part.problem.message for part in parts if part.path is not None and part.problem is not None),
         ]
     )
-    size = size_text(sum(expected_size(part) for part in parts))
-    return MissingModel(
-        f"{name} is not complete on this machine: {lacks}",
-        hint=f"goan models pull {shlex.quote(model)} downloads {'' if nowhere == names else 'up to '}{size}",
-    )
+    own = sum(expected_size(part) for part in parts)
+    hint = f"goan models pull {shlex.quote(model)} downloads {'' if nowhere == names else 'up to '}"
+    hint += size_text(to_download)
+    if own < to_download:
+        hint += f", {size_text(own)} of it for the {', '.join(names)}"
+    return MissingModel(f"{name} is not complete on this machine: {lacks}", hint=hint)
 
 
 def pack_of(survey: Survey) -> Pack:

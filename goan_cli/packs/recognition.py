@@ -225,12 +225,6 @@ def refuse_unusable(part: str, path: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def recognised_part(checkpoint: Checkpoint) -> str | None:
-    """The part that goan would use a checkpoint as (transformer, text_encoder, ...), quantised or not."""
-    kind = recognised(checkpoint)
-    return kind.part if kind is not None else None
-
-
 def recognised(checkpoint: Checkpoint) -> Kind | None:
     """What kind of model a checkpoint is, None when no row of the table fits."""
     adapters = sum(1 for name in checkpoint.entries if _ADAPTER.search(name))

@@ -11,11 +11,12 @@ from PIL import Image
 from goan_cli.checking import shown
 from goan_cli.errors import InvalidInput
 from goan_cli.files import is_file
+from goan_cli.jobs.paths import with_paths
 from goan_cli.output.pictures import RECIPE_KEY
 from goan_cli.recipes.archive import content_of, extracted, member_of, opened
 from goan_cli.recipes.original import IMAGE_KEYS, converted, is_original, key_shown
 from goan_cli.recipes.reading import MOST_BYTES, head_of, json_of
-from goan_cli.recipes.settings import relative, with_paths
+from goan_cli.recipes.settings import relative
 
 QUEUE = "queue_state.json"
 MOST_JOBS = 10_000

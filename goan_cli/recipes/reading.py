@@ -8,10 +8,10 @@ from typing import Any
 
 from goan_cli.errors import InvalidInput
 from goan_cli.jobs.fields import is_name
-from goan_cli.jobs.load import looks_like_path
+from goan_cli.jobs.paths import PATHS, PATHS_OR_NAMES, paths_at, with_paths
 from goan_cli.output.recipe import embedded_recipe
 from goan_cli.output.sidecar import read_sidecar, value_at
-from goan_cli.recipes.settings import PATHS, relative, short_job, texts_at, with_paths
+from goan_cli.recipes.settings import relative, short_job
 
 MOST_BYTES = 16 << 20
 
@@ -43,9 +43,8 @@ class Recipe:
     @property
     def missing(self) -> list[str]:
         """The files that the job names and this machine does not have."""
-        named = [path for place in PATHS if place != ("output", "dir") for path in texts_at(self.settings, place)]
-        model = self.settings.get("model")
-        named += [model] if isinstance(model, str) and looks_like_path(model) else []
+        places = [place for place in (*PATHS, *PATHS_OR_NAMES) if place != ("output", "dir")]
+        named = [path for place in places for path in paths_at(self.settings, place)]
         return [path for path in dict.fromkeys(named) if not Path(path).exists()]
 
 

@@ -1,7 +1,7 @@
 """Settings as sidecars and videos record them, every key resolved, and the short job that comes to the same."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,12 @@ from goan_cli.checking import checked
 from goan_cli.documents import Document
 from goan_cli.errors import InvalidJobs
 from goan_cli.jobs.job import ModelDefaults, StepCacheKind
-from goan_cli.jobs.load import looks_like_path, request_from_settings
+from goan_cli.jobs.load import request_from_settings
 from goan_cli.jobs.resolve import DEFAULT_THRESHOLDS, resolve_job
 from goan_cli.jobs.schema import GuidanceScheduleSpec, JobSpec, LoraSpec, OneFrameSpec, VideoSpec
 from goan_cli.jobs.sections import Family
 from goan_cli.output.sidecar import settings_of
 
-# Where a job names files and folders; `*` is every entry of a list.
-PATHS: tuple[tuple[str, ...], ...] = (
-    ("image",),
-    ("video", "path"),
-    ("end_image",),
-    ("one_frame", "controls", "*", "image"),
-    ("timeline", "*", "image"),
-    ("timeline", "*", "loras", "*", "path"),
-    ("loras", "*", "path"),
-    ("post", "upscale"),
-    ("output", "dir"),
-)
 # What a model or a picture decides where a job is silent: always said.
 _SAID = frozenset({"name", "model", "image", "start", "prompt", "sections", "seed", "steps", "window", "size"})
 
@@ -108,41 +96,6 @@ _SHORTER: Mapping[str, Callable[[Any], Any]] = {
     "guidance_schedule": lambda schedule: without_defaults(schedule, GuidanceScheduleSpec),
     "end_strength": lambda strength: None if strength == 1 else strength,
 }
-
-
-def with_paths(job: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """The job with every path that it names changed, the model's among them where it is one."""
-    changed = dict(job)
-    for place in PATHS:
-        changed = _at(changed, place, change)
-    model = job.get("model")
-    if isinstance(model, str) and looks_like_path(model):
-        path = change(model)
-        changed["model"] = path if looks_like_path(path) else f"./{path}"
-    return changed
-
-
-def _at(value: Any, place: Sequence[str], change: Callable[[str], str]) -> Any:  # noqa: ANN401 - JSON
-    """A copy with the texts at a place changed."""
-    if not place or (place == ("path",) and isinstance(value, str)):  # a bare path stands for a LoRA
-        return change(value) if isinstance(value, str) else value
-    if place[0] == "*" and isinstance(value, list):
-        return [_at(each, place[1:], change) for each in value]
-    if isinstance(value, dict) and place[0] in value:
-        return {**value, place[0]: _at(value[place[0]], place[1:], change)}
-    return value
-
-
-def texts_at(value: Any, place: Sequence[str]) -> list[str]:  # noqa: ANN401 - JSON
-    """The texts at a place of `PATHS`."""
-    found: list[str] = []
-
-    def noted(text: str) -> str:
-        found.append(text)
-        return text
-
-    _at(value, place, noted)
-    return found
 
 
 def relative(path: str, folder: Path) -> str:

@@ -64,11 +64,6 @@ def blended(earlier: TextConditioning, later: TextConditioning, share: float) ->
     )
 
 
-def without_padding(embeds: Tensor, mask: Tensor) -> Tensor:
-    """Drop the rows that the mask `(1, n)` leaves out: at batch 1 the same as masking them."""
-    return embeds[:, : int(mask.sum())]
-
-
 def placed(text: TextConditioning, device: torch.device, dtype: torch.dtype) -> TextConditioning:
     """The same conditioning on a device, in a dtype."""
     return TextConditioning(embeds=text.embeds.to(device, dtype), pooled=text.pooled.to(device, dtype))

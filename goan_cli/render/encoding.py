@@ -4,9 +4,10 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
-from functools import lru_cache, partial
+from dataclasses import asdict, dataclass
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from goan_cli.errors import InvalidInput
-from goan_cli.files import digest_of
-from goan_cli.jobs.clips import clip_frames
+from goan_cli.files import digest_of, known_sha256_of
+from goan_cli.jobs.clips import clip_frames, frame_filters
 from goan_cli.jobs.directing import Direction, Picture
+from goan_cli.jobs.extension import Extension
 from goan_cli.jobs.job import Job
 from goan_cli.jobs.sections import Family
+from goan_cli.media.ffmpeg import ffmpeg_version
 from goan_cli.model.transformer import TextConditioning
 from goan_cli.packs.pack import Pack
 from goan_cli.render.cache import EmbeddingCache
@@ -35,6 +38,14 @@ _VERSION = 2
 _TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 InStage = Callable[[Stage], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pixels:
+    """A picture `(h, w, 3)` or frames `(n, h, w, 3)`, uint8, by a digest of what decides them; `read` may take long."""
+
+    digest: str
+    read: Callable[[], NDArray[np.uint8]]
 
 
 class Encoding:
@@ -92,13 +103,13 @@ class Encoding:
                 pixels = _start_pixels(job)
             return *self._seen(pack, pixels, seed, 0), None
         with self._stage(Stage.ENCODE):
-            frames = np.stack(list(clip_frames(job.extension.clip, job.extension.fit, *job.extension.seen)))
+            frames, first_frame = _clip_pixels(job.extension)
         mean, logvar, scale = self._posterior(pack, frames)
-        video, first = start_latent(mean, logvar, scale=scale, seed=seed, picture=CLIP), self._image(pack, frames[0])
+        video, first = start_latent(mean, logvar, scale=scale, seed=seed, picture=CLIP), self._image(pack, first_frame)
         if job.extension.family is Family.F1:
             return first, video[:, :, :1], video
         with self._stage(Stage.ENCODE):
-            pixels = _start_pixels(job) if job.has_start else frames[0]
+            pixels = _start_pixels(job) if job.has_start else first_frame
         embeds, start = self._seen(pack, pixels, seed, 0)
         # The first latent stands for a single frame, as only a video's start does.
         return torch.lerp(embeds, first, 0.5), start, video[:, :, 1:]
@@ -132,7 +143,7 @@ class Encoding:
             )
         return tuple(sections)
 
-    def _seen(self, pack: Pack, pixels: NDArray[np.uint8], seed: int, picture: int) -> tuple[Tensor, Tensor]:
+    def _seen(self, pack: Pack, pixels: _Pixels, seed: int, picture: int) -> tuple[Tensor, Tensor]:
         """A picture's features and its latent."""
         embeds = self._image(pack, pixels)
         mean, logvar, scale = self._posterior(pack, pixels)
@@ -155,27 +166,28 @@ class Encoding:
             self._tell(Note(text=f"{what}: {cut.encoder} cannot take its last {cut.dropped} tokens: {cut.words!r}"))
         return text
 
-    def _image(self, pack: Pack, pixels: NDArray[np.uint8]) -> Tensor:
-        key = self._key(pack, ("image_encoder", "feature_extractor"), pixels=_digest(pixels))
+    def _image(self, pack: Pack, pixels: _Pixels) -> Tensor:
+        key = self._key(pack, ("image_encoder", "feature_extractor"), pixels=pixels.digest)
         if (found := self._cached(key, ("embeds",))) is not None:
             return found[0]["embeds"]
         with self._stage(Stage.LOAD):
             encoder = self._parts.image_encoder(pack)
         with self._stage(Stage.ENCODE):
-            embeds = encoder.encode(pixels)
+            embeds = encoder.encode(pixels.read())
         self._keep(key, {"embeds": embeds}, {})
         return embeds
 
-    def _posterior(self, pack: Pack, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor, float]:
+    def _posterior(self, pack: Pack, pixels: _Pixels) -> tuple[Tensor, Tensor, float]:
         """Mean and log-variance of the VAE's posterior, and the scale of its latents."""
-        key = self._key(pack, ("vae",), pixels=_digest(pixels))
+        key = self._key(pack, ("vae",), pixels=pixels.digest)
         if (found := self._cached(key, ("mean", "logvar"), ("scale",))) is not None:
             tensors, texts = found
             return tensors["mean"], tensors["logvar"], float(texts["scale"])
         with self._stage(Stage.LOAD):
             vae = self._parts.vae(pack)
         with self._stage(Stage.ENCODE):
-            mean, logvar = (posterior if pixels.ndim == 3 else clip_posterior)(vae, pixels)
+            read = pixels.read()
+            mean, logvar = (posterior if read.ndim == 3 else clip_posterior)(vae, read)
         scale = float(vae.config.scaling_factor)
         self._keep(key, {"mean": mean, "logvar": logvar}, {"scale": repr(scale)})
         return mean, logvar, scale
@@ -219,18 +231,45 @@ def _told(
     return positive, negative
 
 
-def _start_pixels(job: Job) -> NDArray[np.uint8]:
+def _start_pixels(job: Job) -> _Pixels:
     if job.image is None:
-        return filled_pixels(job.start or "black", job.size, job.sampling.seed)
+        return _known(filled_pixels(job.start or "black", job.size, job.sampling.seed))
     return _pixels(Picture(path=job.image, fit=job.image_fit))
 
 
-def _pixels(picture: Picture) -> NDArray[np.uint8]:
+def _pixels(picture: Picture) -> _Pixels:
     try:
-        return fitted_pixels(picture.path, picture.fit)
+        return _known(fitted_pixels(picture.path, picture.fit))
     except InvalidInput as error:
         raise InvalidInput(f"{picture.path}: {error.message}", hint=error.hint) from error
 
 
-def _digest(pixels: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+def _known(pixels: NDArray[np.uint8]) -> _Pixels:
+    digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return _Pixels(digest=digest, read=lambda: pixels)
+
+
+def _clip_pixels(extension: Extension) -> tuple[_Pixels, _Pixels]:
+    """The frames of a video that are encoded, and the first of them; decoded only where one is not in the cache."""
+    clip, fit, seen = extension.clip, extension.fit, extension.seen
+    content = _content(clip.path)
+    decisive = {"clip": content, "ffmpeg": ffmpeg_version(), "filters": frame_filters(clip, fit, *seen)}
+
+    @cache
+    def frames() -> NDArray[np.uint8]:
+        found = np.stack(list(clip_frames(clip, fit, *seen)))
+        if _content(clip.path) != content:  # else what came of them would be kept as that of another file
+            raise InvalidInput(f"{clip.path}: was changed while it was read")
+        return found
+
+    return (
+        _Pixels(digest=digest_of(**decisive), read=frames),
+        _Pixels(digest=digest_of(**decisive, frame=0), read=lambda: frames()[0]),
+    )
+
+
+def _content(path: Path) -> str:
+    try:
+        return known_sha256_of(path)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read any more: {error.strerror or error}") from error

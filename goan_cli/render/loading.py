@@ -52,15 +52,6 @@ _SHOWN = 5
 
 
 # Models of transformers and diffusers are Any here: neither library's types are part of its interface.
-def load_encoder(model: Any, part: Path, dtype: torch.dtype, *, config: Path | None = None) -> Any:  # noqa: ANN401
-    """An encoder of class `model` from a folder, or from a file and the JSON file `config`; on the CPU.
-
-    Raises InvalidInput when weights are missing, of another shape, or not of this class.
-    """
-    (name,) = (name for name, each in _CLASSES.items() if each is model)
-    return _load(name, part, dtype, config)
-
-
 def load_llama(part: Path, dtype: torch.dtype, *, config: Path | None = None) -> Any:  # noqa: ANN401
     """Llama without its last two layers and final norm: its output is then `hidden_states[-3]` exactly.
 

@@ -66,14 +66,17 @@ class Parts:
 
     def vae(self, pack: Pack) -> Any:  # noqa: ANN401 - diffusers is untyped here
         """The VAE, on the device."""
-        config = pack.config_of("vae")
+        return self.vae_at(pack.vae, pack.config_of("vae"))
+
+    def vae_at(self, path: Path, config: Path | None) -> Any:  # noqa: ANN401 - as of a pack
+        """The VAE of a folder or file, with its configuration, on the device."""
 
         def load() -> Any:  # noqa: ANN401
             from goan_cli.render.loading import load_vae  # noqa: PLC0415 - imports diffusers: not before it is needed
 
-            return load_vae(pack.vae, self.device, self.precision.encoders, config=config)
+            return load_vae(path, self.device, self.precision.encoders, config=config)
 
-        return self._part(("vae", pack.vae, config), load)
+        return self._part(("vae", path, *(() if config is None else (config,))), load)
 
     def forget_text_encoders(self) -> None:
         """Let go of the largest parts besides the transformer, once every prompt is encoded."""

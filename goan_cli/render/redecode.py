@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from goan_cli.errors import Interrupted, InvalidInput, RenderFailed
 from goan_cli.jobs.job import DecodeMode
 from goan_cli.jobs.sections import SectionPlan
-from goan_cli.packs.pack import Pack
+from goan_cli.packs.find import FoundPart
 from goan_cli.render.decode import decoded, shape_of, to_uint8, vae_decoder
 from goan_cli.render.device import precision_for
 from goan_cli.render.parts import Parts
@@ -20,7 +20,7 @@ _LATENT = 8  # pixels a side of a latent
 
 
 def decoded_frames(
-    pack: Pack,
+    part: FoundPart,
     latents: NDArray[np.float32],
     sections: SectionPlan,
     mode: DecodeMode,
@@ -31,12 +31,13 @@ def decoded_frames(
 ) -> Generator[NDArray[np.uint8]]:
     """Frames `(n, h, w, 3)` in viewing order, a stretch at a time, as a render with these settings makes them.
 
-    Without a `tiling` it goes by the memory there is. Raises Interrupted when `stop()` says so before a stretch, and
-    RenderFailed for pixels that are not finite.
+    `part` is the VAE, the only part of a pack that is read. Without a `tiling` it goes by the memory there is. Raises
+    Interrupted when `stop()` says so before a stretch, and RenderFailed for pixels that are not finite.
     """
-    vae = Parts(device, precision_for(device), make_room=lambda: None).vae(pack)
+    vae = Parts(device, precision_for(device), make_room=lambda: None).vae_at(part.usable, part.config)
     if int(vae.config.latent_channels) != latents.shape[1]:
-        raise InvalidInput(f"{pack.name}: its VAE has {vae.config.latent_channels} channels, not {latents.shape[1]}")
+        channels = f"{vae.config.latent_channels} channels, not {latents.shape[1]}"
+        raise InvalidInput(f"{part.usable}: this VAE has {channels}")
     tiling = tiling or _tiling_for(vae, latents, sections, mode, device)
     for pixels in decoded(torch.from_numpy(latents), sections, vae_decoder(vae, mode, tiling), mode):
         if stop():

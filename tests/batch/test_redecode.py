@@ -1,6 +1,7 @@
 """Kept latents decoded again: the render's very video, or another of the same latents, and clear refusals."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,14 @@ from safetensors.numpy import load_file, save_file
 
 from goan_cli.batch.job import render_job
 from goan_cli.batch.redecode import Wanted, decode_again, plan_decoding
-from goan_cli.errors import GoanError, Interrupted, InvalidInput
+from goan_cli.errors import GoanError, Interrupted, InvalidInput, InvalidJobs
 from goan_cli.jobs.formats import Codec, Coding, Format
 from goan_cli.jobs.job import DecodeMode, Job
 from goan_cli.output.latents import KeptLatents, read_latents
 from goan_cli.output.recipe import embedded_recipe
 from goan_cli.output.video import VideoInfo, read_video
+from goan_cli.packs.find import find_pack
+from goan_cli.packs.manifest import MANIFEST, SHIPPED
 from goan_cli.render.engine import Engine
 from tests.helpers import tiny_plan
 
@@ -183,6 +186,35 @@ def test_another_vae(rendered: Make) -> None:
         plan_decoding(kept, Wanted())
     assert "--model tiny" in str(caught.value.hint)
     assert "not the one" in plan_decoding(kept, Wanted(model="tiny")).notes[0]
+
+
+def vae_alone(folder: Path) -> Path:
+    """A tiny pack of which the VAE alone is there."""
+    folder.mkdir()
+    shutil.copy(SHIPPED["tiny"], folder / MANIFEST)
+    shutil.copytree(find_pack("tiny").vae, folder / "vae")
+    return folder
+
+
+def test_the_vae_alone(rendered: Make, tmp_path: Path) -> None:
+    """Where a pack's other parts are nowhere, its VAE makes the render's bytes all the same, and is known as that."""
+    job, folder = rendered(), vae_alone(tmp_path / "pack")
+    kept = changed(read_latents(job.latents), model=str(folder))
+    for each, wanted in ((kept, Wanted()), (read_latents(job.latents), Wanted(model=str(folder)))):
+        decoding = plan_decoding(each, wanted)
+        assert decoding.notes == ()
+        decode_again(decoding, tmp_path / "again.mp4", CPU)
+        assert (tmp_path / "again.mp4").read_bytes() == job.video.read_bytes()
+        (tmp_path / "again.mp4").unlink()
+
+
+def test_the_vae_is_missing(rendered: Make, tmp_path: Path) -> None:
+    """A pack without its VAE is refused for that alone."""
+    folder = vae_alone(tmp_path / "pack")
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(InvalidJobs) as caught:
+        plan_decoding(read_latents(rendered().latents), Wanted(model=str(folder)))
+    assert [problem.key for problem in caught.value.problems] == ["vae"]
 
 
 def test_a_video_that_is_gone_on_with(rendered: Make) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -13,6 +14,7 @@ import goan_cli.jobs.clips as clips_module
 from goan_cli.errors import InvalidInput
 from goan_cli.jobs.clips import Clip, clip_frames, clip_of
 from goan_cli.jobs.sizes import fit
+from goan_cli.media.videos import VideoFile, look_at_video
 from tests.clips import Frames, levels_of, numbered_frames, write_clip
 
 
@@ -136,6 +138,27 @@ def test_what_is_refused(tmp_path: Path, make: object, said: str) -> None:
     make(path)  # type: ignore[operator]
     with pytest.raises(InvalidInput, match=said):
         clip_of(path, 30.0)
+
+
+def test_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many jobs name a file, it is looked at once while it stays as it is, whether it can be used or not."""
+    looked: list[str] = []
+
+    def looking(path: Path, *, filters: Sequence[str], most: int) -> VideoFile:
+        looked.append(path.name)
+        return look_at_video(path, filters=filters, most=most)
+
+    monkeypatch.setattr(clips_module, "look_at_video", looking)
+    good = write_clip(tmp_path / "good.mkv", numbered_frames(6))
+    bad = tmp_path / "bad.mkv"
+    _text(bad)
+    for _ in range(3):
+        assert clip_of(good, 30.0).frames == 6
+        with pytest.raises(InvalidInput, match=r"bad\.mkv: not a video"):
+            clip_of(bad, 30.0)
+    assert looked == ["good.mkv", "bad.mkv"]
+    write_clip(bad, numbered_frames(7))
+    assert clip_of(bad, 30.0).frames == 7
 
 
 def test_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

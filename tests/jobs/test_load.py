@@ -16,12 +16,12 @@ from goan_cli.jobs.load import (
     JobRequest,
     job_files,
     load_requests,
-    looks_like_path,
     request_from_settings,
     selected,
     settings_document,
 )
 from goan_cli.jobs.schema import JobSpec
+from goan_cli.render.plan import plan_renders
 from tests.conftest import MINIMAL, plan_files, problems_in, write_jobs
 
 FUZZ = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -139,15 +139,6 @@ def test_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder))
     (request,) = requests_in(write_jobs(folder / "jobs.yaml", {**MINIMAL, "image": "~/start.png"}))
     assert request.spec.image == str(folder / "start.png")
-
-
-@pytest.mark.parametrize(
-    ("model", "path"),
-    [("tiny", False), ("framepack-i2v", False), ("./tiny", True), ("a/b", True), ("pack.yaml", True), ("..", True)],
-)
-def test_what_looks_like_a_path(model: str, path: bool) -> None:
-    """A model with a slash, a leading dot or a YAML suffix is a path; everything else is a name."""
-    assert looks_like_path(model) is path
 
 
 # -- names
@@ -488,7 +479,9 @@ def test_paths_that_cannot_be(folder: Path, job: Mapping[str, Any]) -> None:
         (["steps=20"], {"steps": 20}),
         (["steps = 20"], {"steps": 20}),
         (["steps=1", "steps=2"], {"steps": 2}),
-        (["output.crf=20", "output.dir=out"], {"output": {"crf": 20, "dir": "out"}}),
+        (["output.crf=20", "output.dir=out"], {"output.crf": 20, "output.dir": "out"}),
+        (["loras.0.weight=1", "loras=[a]", " loras.-1.weight = 2 "], {"loras": ["a"], "loras.-1.weight": 2}),
+        (["timeline.0.at=1", "timeline.0={at: 2}", "timeline.01=x"], {"timeline.0": {"at": 2}, "timeline.01": "x"}),
         (["prompt=a = b"], {"prompt": "a = b"}),
         (["size=[64, 48]"], {"size": [64, 48]}),
         (["step_cache=off"], {"step_cache": "off"}),
@@ -497,13 +490,13 @@ def test_paths_that_cannot_be(folder: Path, job: Mapping[str, Any]) -> None:
     ],
 )
 def test_settings(pairs: list[str], data: Mapping[str, Any]) -> None:
-    """Settings are keys with dots, and YAML values; the last one of a key wins."""
+    """Settings are keys, also with dots, and YAML values; the last one of a key wins, over those inside of it too."""
     assert settings_document(pairs, {}).data == data
 
 
-@pytest.mark.parametrize("pair", ["steps", "=20", "steps.x=1", "steps=[1"])
+@pytest.mark.parametrize("pair", ["steps", "=20", "output.=1", ".crf=1", "loras..weight=1", "steps=[1"])
 def test_wrong_settings(pair: str) -> None:
-    """A setting without a key or a value, inside a plain value, or in broken YAML is refused by its own text."""
+    """A setting without a key or a value, with a part missing, or in broken YAML is refused by its own text."""
     with pytest.raises(InvalidInput, match="--set"):
         settings_document([pair], {"steps": 1})
 
@@ -524,6 +517,158 @@ def test_job_of_settings_alone(folder: Path) -> None:
     assert (request.default_name, request.default_dir) == ("shot", folder / "renders")
 
 
+# -- settings inside of what jobs say
+
+
+def test_settings_inside_of_every_layer(folder: Path) -> None:
+    """A setting reaches a list wherever it stands: in the job, the defaults, the preset, or on the command line."""
+    (folder / "look.yaml").write_text("loras: [preset.safetensors]\n", encoding="utf-8")
+    jobs = [{"loras": [{"path": "own.safetensors", "exclude": "single*"}]}, {}]
+    content = {"defaults": {**MINIMAL, "loras": ["a.safetensors", "b.safetensors"]}, "jobs": jobs}
+    requests = requests_in(write_jobs(folder / "jobs.yaml", content), "loras.0.weight=0.5")
+    requests += requests_in(write_jobs(folder / "c.yaml", {**MINIMAL, "preset": "look.yaml"}), "loras.0.weight=0.5")
+    seen = [[(Path(lora.path).name, lora.weight) for lora in request.spec.loras or ()] for request in requests]
+    assert seen == [
+        [("own.safetensors", 0.5)],
+        [("a.safetensors", 0.5), ("b.safetensors", 1)],
+        [("preset.safetensors", 0.5)],
+    ]
+    assert requests[0].spec.loras is not None
+    assert requests[0].spec.loras[0].exclude == ["single*"]
+    document = settings_document(["loras.-1.weight=2"], {**MINIMAL, "loras": [{"path": "a"}, {"path": "b"}]})
+    (request,), problems = request_from_settings(document, name="shot")
+    assert problems == []
+    assert [lora.weight for lora in request.spec.loras or ()] == [1, 2]
+
+
+def test_settings_inside_keep_the_rest(folder: Path) -> None:
+    """Keys beside the one that is set stay as the job has them, also of keys that layers replace as a whole."""
+    job = {
+        **MINIMAL,
+        "guidance_schedule": {"shape": "roll-off", "end": 4},
+        "step_cache": "magcache",
+        "one_frame": {"target": 3, "controls": [{"image": "start.png", "index": 1}]},
+        "output": {"crf": 20},
+    }
+    (request,) = requests_in(
+        write_jobs(folder / "jobs.yaml", job),
+        *("guidance_schedule.end=2", "step_cache.threshold=0.2", "one_frame.target=5", "one_frame.controls.0.index=2"),
+        *("output.poster=true", "gates.black=off"),
+    )
+    said = request.spec.model_dump(exclude_unset=True)
+    assert said["guidance_schedule"] == {"shape": "roll-off", "end": 2}
+    assert said["step_cache"] == {"kind": "magcache", "threshold": 0.2}
+    assert said["one_frame"] == {"target": 5, "controls": [{"image": str(folder / "start.png"), "index": 2}]}
+    assert (said["output"], said["gates"]) == ({"crf": 20, "poster": True}, {"black": "off"})
+
+
+def test_paths_set_inside(folder: Path) -> None:
+    """A path that is set is relative to the current folder; those beside it stay relative to their files."""
+    (folder / "deep").mkdir()
+    job = {"image": "../start.png", "prompt": "x", "loras": ["one.safetensors", "two.safetensors"]}
+    path = write_jobs(folder / "deep" / "jobs.yaml", job)
+    (request,) = requests_in(path, "loras.1=here.safetensors", "loras.1.weight=0.5", "output.dir=out")
+    places = [(Path(lora.path), lora.weight) for lora in request.spec.loras or ()]
+    assert places == [(folder / "deep" / "one.safetensors", 1), (folder / "here.safetensors", 0.5)]
+    assert request.spec.output is not None
+    assert request.spec.output.dir == str(folder / "out")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("loras.2.weight=1", "loras[2].weight: loras has 2 entries, 0 to 1 ({file}:4)"),
+        ("loras.-3.weight=1", "loras[-3].weight: loras has 2 entries, 0 to 1 ({file}:4)"),
+        ("loras.one.weight=1", "loras.one.weight: 'one' is no entry of loras, which has 2 entries, 0 to 1 ({file}:4)"),
+        ("loras.weight=1", "loras.weight: 'weight' is no entry of loras, which has 2 entries, 0 to 1 ({file}:4)"),
+        ("loras.0.weigth=1", "loras[0].weigth: unknown key (did you mean weight?)"),
+        ("loras.0.weight=9", "loras[0].weight: must be less than or equal to 4, not 9"),
+        ("loras.1.weight.0=a", "loras[1].weight[0]: loras[1].weight is 2.0, which has nothing inside ({file}:4)"),
+        ("loras.-1.path=gone", "loras[1].path: {folder}/gone: no such file"),
+        ("timeline.1.at=1", "timeline[1].at: timeline has 1 entry, number 0 ({file}:7)"),
+        ("output.0=1", "output[0]: output has keys, and no numbered entries ({file}:3)"),
+        ("steps.x=1", "steps.x: steps is 4, which has nothing inside ({file}:6)"),
+        ("stpes.x=1", "stpes: unknown key (did you mean steps?)"),
+        ("video.audio=true", "video.path: missing"),
+    ],
+)  # fmt: skip
+def test_settings_that_reach_nothing(folder: Path, setting: str, problem: str) -> None:
+    """A setting that leads nowhere, or to a wrong value, is one problem that says what is there instead, and where."""
+    text = (
+        "image: start.png\nprompt: x\noutput: {crf: 20}\n"
+        "loras: [style.safetensors, {path: style.safetensors, weight: 2}]\nsections: 1\nsteps: 4\n"
+        "timeline: [{at: 0}]\n"
+    )
+    file = write_jobs(folder / "shot.yaml", text)
+    (line,) = problems_in(file, settings=[setting])
+    assert line == f"command line: {problem.format(file=file, folder=folder)}"
+
+
+@pytest.mark.parametrize("setting", ["loras.0.weight=1", "timeline.-1.at=1"])
+def test_settings_of_lists_that_are_not_there(folder: Path, setting: str) -> None:
+    """Where a job has no such list that is said, with the job's place, once for all variants of a matrix."""
+    content = {"jobs": [{**MINIMAL, "matrix": {"seed": [1, 2]}}]}
+    file = write_jobs(folder / "shot.yaml", content)
+    (line,) = problems_in(file, settings=[setting])
+    assert line.endswith(f"{setting.partition('.')[0]} has no entries ({file}:2)")
+
+
+def test_all_problems_of_settings_inside(folder: Path) -> None:
+    """Every wrong setting is told in one pass, beside what is wrong with the files."""
+    file = write_jobs(folder / "a.yaml", {**MINIMAL, "loras": ["style.safetensors"], "fps": 0})
+    settings = ["loras.0.weight=9", "loras.5.weight=1", "output.crf=0", "stesp=3"]
+    lines = problems_in(file, settings=settings)
+    assert sorted(line.split(": ")[1] for line in lines) == [
+        "fps", "loras[0].weight", "loras[5].weight", "output.crf", "stesp",
+    ]  # fmt: skip
+
+
+def test_settings_of_chosen_jobs_only(folder: Path) -> None:
+    """A job that a setting does not fit stops no others, if those alone are chosen."""
+    jobs = [{**MINIMAL, "name": "day"}, {**MINIMAL, "name": "night", "loras": ["style.safetensors"]}]
+    requests = requests_in(write_jobs(folder / "jobs.yaml", {"jobs": jobs}), "loras.0.weight=0.5")
+    assert [len(request.problems) for request in requests] == [1, 0]
+    (night,) = selected(requests, ["night"])
+    (plan,) = plan_renders([night])
+    assert [lora.weight for lora in plan.job.loras] == [0.5]
+
+
+def test_problems_keep_their_places_beside_settings(folder: Path) -> None:
+    """What is wrong with an entry's own keys is told in its file though the command line set another of them."""
+    file = write_jobs(folder / "shot.yaml", "image: start.png\nprompt: x\nsections: 1\nloras:\n- gone.safetensors\n")
+    (line,) = problems_in(file, settings=["loras.0.weight=0.5"])
+    assert line.startswith(f"{file}:5: loras[0].path: ")
+
+
+def test_settings_of_a_key_that_is_wrong(folder: Path) -> None:
+    """Where a list is wrong already that alone is told: its entries are not counted."""
+    file = write_jobs(folder / "shot.yaml", {**MINIMAL, "loras": [{"weight": 1}, "style.safetensors"]})
+    (line,) = problems_in(file, settings=["loras.1.weight=0.5"])
+    assert "loras[0].path: missing" in line
+
+
+@pytest.mark.parametrize(
+    ("axis", "setting", "refused"),
+    [
+        ({"loras.0.weight": [0.5, 1]}, "loras.0.weight=2", True),
+        ({"loras.0.weight": [0.5, 1]}, "loras.-1.weight=2", True),
+        ({"loras.0.weight": [0.5, 1]}, "loras.0={path: style.safetensors}", True),
+        ({"loras": [["style.safetensors"], [{"path": "style.safetensors", "weight": 2}]]}, "loras.0.weight=3", True),
+        ({"loras.0.weight": [0.5, 1]}, "loras.0.trusted=true", False),
+        ({"output.crf": [20, 30]}, "output.crf=9", True),
+        ({"output.crf": [20, 30]}, "output.poster=true", False),
+    ],
+)
+def test_settings_against_an_axis(folder: Path, axis: Mapping[str, Any], setting: str, refused: bool) -> None:
+    """A setting inside that would undo an axis of a matrix is refused; one beside it is not."""
+    file = write_jobs(folder / "shot.yaml", {**MINIMAL, "loras": ["style.safetensors"], "matrix": dict(axis)})
+    if not refused:
+        assert len(plan_files(file, settings=[setting])) == 2
+        return
+    (line,) = problems_in(file, settings=[setting])
+    assert "goes against images or a matrix of a job" in line
+
+
 # -- fuzzing
 
 _WORDS = st.sampled_from([*JobSpec.model_fields, "version", "jobs", "defaults", "path", "weight", "crf", "dir", "kind"])
@@ -542,10 +687,14 @@ _VALUES = st.recursive(
 )
 
 
-def _plan_or_refuse(path: Path) -> None:
+_PARTS = st.sampled_from(["0", "1", "-1", "9", "at", "prompt", "path", "weight", "loras", "crf", "controls", "x"])
+_KEYS = st.tuples(_WORDS, st.lists(_PARTS, min_size=1, max_size=4)).map(lambda key: ".".join([key[0], *key[1]]))
+
+
+def _plan_or_refuse(path: Path, settings: Document | None = None) -> None:
     said = "planned"
     try:
-        plan_files(path)
+        plan_renders(*load_requests([path], settings))
     except GoanError as error:
         said = str(error)
     assert said.strip()
@@ -556,6 +705,14 @@ def _plan_or_refuse(path: Path) -> None:
 def test_random_jobs(folder: Path, job: dict[str, Any]) -> None:
     """Whatever keys and values a job holds, it is planned or refused with a GoanError."""
     _plan_or_refuse(write_jobs(folder / "jobs.yaml", yaml.safe_dump({**MINIMAL, **job}, allow_unicode=True)))
+
+
+@settings(FUZZ, max_examples=60)
+@given(job=st.dictionaries(_WORDS, _VALUES, max_size=4), keys=st.lists(_KEYS, max_size=3), value=_VALUES)
+def test_random_settings(folder: Path, job: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Whatever a command line sets inside of whatever a job holds, it is planned or refused with a GoanError."""
+    path = write_jobs(folder / "jobs.yaml", yaml.safe_dump({**MINIMAL, **job}, allow_unicode=True))
+    _plan_or_refuse(path, Document(data=dict.fromkeys(keys, value), file=Path("command line")))
 
 
 @FUZZ

@@ -306,6 +306,42 @@ def test_all_moments_are_looked_at(folder: Path) -> None:
     assert [problem.split(": ")[1].split(".")[0] for problem in found] == [f"timeline[{at}]" for at in range(4)]
 
 
+@pytest.mark.parametrize("at", ["at: soon", "at: -1", "at: {a: 1}", "at: ", "blend: 0"])
+def test_a_wrong_time_hides_nothing(folder: Path, at: str) -> None:
+    """Beside a moment's wrong or missing time, its other mistakes and those of later moments are told, each once."""
+    found = _wrong(
+        folder,
+        f"- {{{at}, image: gone.png, loras: [gone.safetensors]}}\n"
+        "- {at: 0.8, image: gone.png}\n- {at: 0.4}\n- {at: 9, loras: [style.safetensors, {path: gone.safetensors}]}\n",
+    )
+    assert sorted(problem.split(": ")[1] for problem in found) == [
+        *("timeline[0].at", "timeline[0].image", "timeline[0].loras[0].path", "timeline[1].image"),
+        *("timeline[2].at", "timeline[3].at", "timeline[3].loras[1].path"),
+    ]
+    assert [problem.partition(": ")[0] for problem in found] == ["5", "5", "5", "6", "7", "8", "8"]
+
+
+def test_a_wrong_entry_of_a_moment_hides_nothing(folder: Path) -> None:
+    """Beside a moment's LoRA that is wrong the others are looked at, told by their own numbers."""
+    found = _wrong(
+        folder,
+        "- at: 0.4\n  loras:\n  - {weight: 1}\n  - {path: 5}\n  - gone.safetensors\n- {at: 0.8, image: gone.png}\n",
+    )
+    assert [problem.split(": ")[:2] for problem in found] == [
+        ["7", "timeline[0].loras[0].path"],
+        ["8", "timeline[0].loras[1].path"],
+        ["9", "timeline[0].loras[2].path"],
+        ["10", "timeline[1].image"],
+    ]
+
+
+def test_times_in_order_around_a_wrong_one(folder: Path) -> None:
+    """Moments around one whose time is wrong are compared with each other, not with what stands in its place."""
+    assert len(_wrong(folder, "- {at: 0.4}\n- {at: soon}\n- {at: 0.8}\n")) == 1
+    found = _wrong(folder, "- {at: 0.8}\n- {at: soon}\n- {at: 0.4}\n")
+    assert found[1].startswith("7: timeline[2].at: 0.4 s is in no later section than 0.8 s")
+
+
 @pytest.mark.parametrize("key", ["seconds", "fps", "window"])
 def test_a_wrong_length_is_told_once(folder: Path, key: str) -> None:
     """Where the video's length is wrong itself, moments are not measured against a default in its place."""
@@ -364,11 +400,27 @@ def test_a_stronger_layer_s_timeline_takes_the_place(folder: Path) -> None:
     assert [(moment.at, moment.prompt) for moment in plan.job.timeline] == [(0.8, "c")]
 
 
-def test_a_timeline_cannot_be_reached_into_from_the_command_line(folder: Path) -> None:
-    """`--set timeline.0.prompt` is refused as a list that is none, as it is for LoRAs, and not taken for something."""
-    file = write_jobs(folder / "a.yaml", {**MINIMAL, "sections": 4, "timeline": [{"at": 0.4, "prompt": "b"}]})
-    (found,) = problems_in(file, settings=["timeline.0.prompt=c"])
-    assert "command line: timeline: must be a list" in found
+def test_settings_inside_of_a_timeline(folder: Path) -> None:
+    """`--set timeline.-1.at=1.2s` moves the last moment and leaves the others; a moment's LoRAs are reached, too."""
+    moments = [{"at": 0.4, "prompt": "b"}, {"at": 0.8, "loras": ["style.safetensors"]}]
+    file = write_jobs(folder / "a.yaml", {**MINIMAL, "sections": 4, "timeline": moments})
+    settings = ["timeline.0.prompt=c", "timeline.-1.at=1.2s", "timeline.1.loras.-1.weight=0.5"]
+    (plan,) = plan_files(file, settings=settings)
+    first, second = plan.job.timeline
+    assert (first.at, first.prompt, second.at, second.prompt) == (0.4, "c", 1.2, None)
+    assert [lora.weight for lora in second.loras or ()] == [0.5]
+
+
+def test_problems_of_settings_inside_of_a_timeline(folder: Path) -> None:
+    """A moment that is not there, and a time that cannot be, are told at the command line, the former with a count."""
+    moments = [{"at": 0.4, "prompt": "b"}, {"at": 0.8, "prompt": "c"}]
+    file = write_jobs(folder / "a.yaml", {**MINIMAL, "sections": 4, "timeline": moments})
+    (found,) = problems_in(file, settings=["timeline.2.prompt=d"])
+    assert found.startswith("command line: timeline[2].prompt: timeline has 2 entries, 0 to 1 ")
+    (found,) = problems_in(file, settings=["timeline.0.at=soon"])
+    assert found == "command line: timeline[0].at: must be a time in seconds such as 2.4s, not 'soon'"
+    (found,) = problems_in(file, settings=["timeline.-1.at=9"])
+    assert found.startswith("command line: timeline[1].at: 9 s is too late")
 
 
 def test_axes_inside_a_timeline_and_a_schedule(folder: Path) -> None:

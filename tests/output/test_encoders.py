@@ -10,8 +10,8 @@ import pytest
 import goan_cli.output.encoders as encoders_module
 from goan_cli.errors import EnvironmentFault
 from goan_cli.jobs.formats import CODECS, CRFS, SUFFIXES, Codec, Coding, Format
+from goan_cli.media.ffmpeg import available_encoders
 from goan_cli.output.encoders import ENCODERS, MUXERS, Encoder, encoder_for, refuse_missing
-from goan_cli.output.ffmpeg import available_encoders
 from goan_cli.output.video import VideoInfo, read_video, write_video
 from tests.output.test_video import SIZE, chunks, streams
 

@@ -9,7 +9,7 @@ import pytest
 
 from goan_cli.errors import InvalidInput
 from goan_cli.jobs.formats import Coding
-from goan_cli.output.ffmpeg import ffmpeg_path
+from goan_cli.media.ffmpeg import ffmpeg_path
 from goan_cli.output.join import join_videos, read_source
 from goan_cli.output.video import read_video, write_video
 

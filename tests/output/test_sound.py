@@ -11,7 +11,7 @@ from goan_cli.jobs.extension import Extension
 from goan_cli.jobs.formats import CODECS, Coding, Format
 from goan_cli.jobs.sections import Family
 from goan_cli.jobs.sizes import fit
-from goan_cli.output.ffmpeg import comment_in
+from goan_cli.output.comments import comment_in
 from goan_cli.output.sound import ENCODERS, add_sound
 from goan_cli.output.video import VideoInfo, read_video, write_video
 from tests.clips import numbered_frames, sound_of, write_clip

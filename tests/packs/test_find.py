@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from goan_cli.errors import EnvironmentFault, InvalidJobs, MissingModel
+from goan_cli.files import size_text
 from goan_cli.packs.find import FULL_SIZE, FoundPart, Survey, find_pack, find_part, survey_pack
 from goan_cli.packs.manifest import PARTS, WEIGHTED, PartSpec, read_manifest
 from goan_cli.packs.pack import Pack
@@ -557,12 +558,17 @@ def test_names_of_a_pack(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_one_part(machine: Path) -> None:
-    """One part can be asked for, whatever else its pack lacks; missing, it is told with its own size."""
+    """One part can be asked for, whatever else its pack lacks; missing, it is told with its own size and all."""
     fill_cache(machine / "hf" / "hub", "vae")
     assert find_part(MODEL, "vae").path == snapshot(machine / "hf" / "hub", "vae")
     with pytest.raises(MissingModel) as caught:
         find_part(MODEL, "transformer")
     assert caught.value.message.endswith("this machine: transformer not found")
+    total = size_text(survey_pack(MODEL).to_download)
+    assert caught.value.hint == f"goan models pull {MODEL} downloads {total}, 25.7 GB of it for the transformer"
+    fill_cache(machine / "hf" / "hub", *(part for part in PARTS if part not in {"transformer", "vae"}))
+    with pytest.raises(MissingModel) as caught:
+        find_part(MODEL, "transformer")
     assert caught.value.hint == f"goan models pull {MODEL} downloads 25.7 GB"
 
 

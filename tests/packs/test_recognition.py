@@ -23,7 +23,6 @@ from goan_cli.packs.recognition import (
     USE,
     read_part,
     recognised,
-    recognised_part,
     refuse_unusable,
 )
 from goan_cli.tensorfile import TensorEntry
@@ -34,6 +33,12 @@ FILE = Path("given.safetensors")
 LORAS = sorted(file for file in (GOLDEN / "lora").glob("*.safetensors") if ".expected" not in file.name)
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def recognised_part(found: Checkpoint) -> str | None:
+    """The part that goan would use a checkpoint as, quantised or not."""
+    kind = recognised(found)
+    return None if kind is None else kind.part
 
 
 def checkpoint(shapes: Shapes, dtype: str = "BF16", others: Mapping[str, str] = MappingProxyType({})) -> Checkpoint:

@@ -1,71 +1,22 @@
 """Recorded settings and the short job that comes to the same."""
 
-import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from goan_cli.checking import checked
 from goan_cli.documents import Document
 from goan_cli.errors import InvalidJobs
-from goan_cli.jobs.fields import path_value
+from goan_cli.jobs.paths import with_paths
 from goan_cli.jobs.schema import JobSpec
 from goan_cli.output.sidecar import settings_of
-from goan_cli.recipes.settings import PATHS, relative, short_job, texts_at, with_paths
+from goan_cli.recipes.settings import relative, short_job
 from tests.conftest import MINIMAL, plan_files, write_jobs
 
 NOWHERE = Document(data=None, file=None)
-# Paths of a job that settings never have: the preset is in its keys already, and a model may be a name.
-_NOT_LISTED = {("preset",), ("model",)}
-
-
-def _places(annotation: Any, metadata: tuple[Any, ...], at: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Every place in a pydantic model that holds a path."""
-    if any(getattr(each, "func", None) is path_value for each in metadata):
-        yield at
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for key, field in annotation.model_fields.items():
-            yield from _places(field.annotation, tuple(field.metadata), (*at, key))
-        return
-    below = (*at, "*") if typing.get_origin(annotation) is list else at
-    inner = typing.get_args(annotation)
-    if typing.get_origin(annotation) is typing.Annotated:
-        yield from _places(inner[0], inner[1:], at)
-        return
-    for each in inner:
-        yield from _places(each, (), below)
-
-
-def test_every_path_is_known() -> None:
-    """Whatever the schema declares to be a path is changed with the others."""
-    assert set(_places(JobSpec, (), ())) - _NOT_LISTED == set(PATHS)
-
-
-@pytest.mark.parametrize("place", PATHS, ids=".".join)
-def test_paths(place: tuple[str, ...]) -> None:
-    """A path at each place is found and changed, and nothing else is."""
-
-    def job(text: str) -> dict[str, Any]:
-        value: Any = text
-        for key in reversed(place):
-            value = [value] if key == "*" else {key: value}
-        return {"prompt": "a.png", "model": "tiny", **value}
-
-    assert texts_at(job("a.png"), place) == ["a.png"]
-    assert with_paths(job("a.png"), lambda path: f"x/{path}") == job("x/a.png")
-    # A bare path stands for a LoRA.
-    assert with_paths({"loras": ["a", {"path": "b"}]}, str.upper) == {"loras": ["A", {"path": "B"}]}
-
-
-@pytest.mark.parametrize(("model", "seen"), [("/a/packs/mine", "./mine"), ("/a/x.yaml", "x.yaml"), ("tiny", "tiny")])
-def test_the_models_path(model: str, seen: str) -> None:
-    """A model's path is one still when it is short; a pack's name is no path."""
-    assert with_paths({"model": model}, lambda path: Path(path).name)["model"] == seen
 
 
 def test_relative_paths(tmp_path: Path) -> None:

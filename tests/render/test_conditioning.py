@@ -1,17 +1,9 @@
-"""Conditioning tensors: padding cropped, placed on a device."""
+"""Conditioning tensors, placed on a device."""
 
 import torch
 
 from goan_cli.model.transformer import TextConditioning
-from goan_cli.render.conditioning import placed, without_padding
-
-
-def test_without_padding() -> None:
-    """The rows that the mask leaves out are dropped from the end."""
-    embeds = torch.arange(10.0).view(1, 5, 2)
-    mask = torch.tensor([[1, 1, 1, 0, 0]])
-    assert torch.equal(without_padding(embeds, mask), embeds[:, :3])
-    assert torch.equal(without_padding(embeds, torch.ones_like(mask)), embeds)
+from goan_cli.render.conditioning import placed
 
 
 def test_placed() -> None:

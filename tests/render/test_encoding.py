@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 import goan_cli.render.encoding as encoding_module
+from goan_cli.errors import InvalidInput
+from goan_cli.jobs.clips import Clip, clip_frames
+from goan_cli.jobs.sizes import Fit
 from goan_cli.packs.find import find_pack
 from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.conditioning import Conditioning
@@ -23,7 +27,7 @@ from goan_cli.render.encoding import Encoding
 from goan_cli.render.events import Note, Stage
 from goan_cli.render.parts import Parts
 from goan_cli.render.plan import RenderPlan
-from tests.clips import write_clip
+from tests.clips import Frames, write_clip
 from tests.helpers import CPU, tiny_plan, write_tiny_manifest
 
 FP32 = Precision(transformer=torch.float32, encoders=torch.float32)
@@ -264,6 +268,56 @@ def test_a_video_that_is_gone_on_with(tmp_path: Path) -> None:
     assert torch.equal(first.start_latent, first.video[:, :, :1])
     assert torch.equal(first.video, again.video)
     _assert_same(first, again)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-f1"])
+def test_a_video_is_read_for_what_is_not_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """A video is decoded once for all that is encoded of it, and not at all when that is in the cache."""
+    read: list[Path] = []
+
+    def reading(clip: Clip, fit: Fit, *seen: int) -> Iterator[Frames]:
+        read.append(clip.path)
+        return clip_frames(clip, fit, *seen)
+
+    monkeypatch.setattr(encoding_module, "clip_frames", reading)
+    plan, cache = _video_plan(tmp_path, model), tmp_path / "cache"
+    first, _, _ = _encoded(plan, cache)
+    assert read == [tmp_path / "clip.mkv"]
+    again, _, _ = _encoded(plan, cache)
+    assert read == [tmp_path / "clip.mkv"]
+    _assert_same(first, again)
+    plain, _, _ = _encoded(plan, None)
+    _assert_same(first, plain)
+
+
+def test_what_decides_the_frames_of_a_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy is the same video; another ffmpeg, other frames, another fit or another content are encoded anew."""
+    cache = tmp_path / "cache"
+    _encoded(_video_plan(tmp_path, "tiny-f1"), cache)
+    copied = str(shutil.copy(tmp_path / "clip.mkv", tmp_path / "copy.mkv"))
+    assert _encoded(_video_plan(tmp_path, "tiny-f1", video=copied), cache)[1] == []
+    for other in ({"fps": 24}, {"size": [48, 32]}):
+        assert "vae" in _encoded(_video_plan(tmp_path, "tiny-f1", **other), cache)[1]
+    another = write_clip(tmp_path / "b.mkv", np.zeros((23, 32, 32, 3), np.uint8))
+    assert "vae" in _encoded(_video_plan(tmp_path, "tiny-f1", video=str(another)), cache)[1]
+    monkeypatch.setattr(encoding_module, "ffmpeg_version", lambda: "ffmpeg version 0")
+    assert "vae" in _encoded(_video_plan(tmp_path, "tiny-f1"), cache)[1]
+
+
+def test_a_video_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of a file that has become another are not kept as those of the one that was there."""
+    plan, cache = _video_plan(tmp_path, "tiny-f1"), tmp_path / "cache"
+
+    def changing(clip: Clip, fit: Fit, *seen: int) -> Iterator[Frames]:
+        write_clip(clip.path, np.zeros((23, 32, 32, 3), np.uint8))
+        return clip_frames(clip, fit, *seen)
+
+    monkeypatch.setattr(encoding_module, "clip_frames", changing)
+    with pytest.raises(InvalidInput, match="was changed while it was read"):
+        _encoded(plan, cache)
+    assert not any("mean" in safe_open(file, "pt").keys() for file in cache.glob("*/*"))  # noqa: SIM118
 
 
 def test_a_video_that_is_led_up_to(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from goan_cli.errors import InvalidInput
 from goan_cli.model.mapped import mapped_tensors
 from goan_cli.packs.find import find_pack
 from goan_cli.render.engine import Engine
-from goan_cli.render.loading import expected_shapes, load_clip, load_encoder, load_llama, load_siglip, load_vae
+from goan_cli.render.loading import expected_shapes, load_clip, load_llama, load_siglip, load_vae
 from tests.helpers import CPU, tiny_plan
 from tests.packagings import PACKED, golden_tensors, single_file
 
@@ -54,7 +54,7 @@ def _altered(part: Path, folder: Path, *, drop: bool) -> Path:
 
 def test_encoder_is_ready() -> None:
     """An encoder comes in the dtype asked for, without dropout and without gradients."""
-    model = load_encoder(CLIPTextModel, PACK.text_encoder_2, torch.float16)
+    model = LOADS["text_encoder_2"](PACK.text_encoder_2, torch.float16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -74,7 +74,7 @@ def test_incomplete_encoder(tmp_path: Path, drop: bool) -> None:
     """An encoder with a weight missing or of another shape is refused."""
     folder = _altered(PACK.text_encoder_2, tmp_path / "clip", drop=drop)
     with pytest.raises(InvalidInput, match=str(folder)):
-        load_encoder(CLIPTextModel, folder, torch.float32)
+        LOADS["text_encoder_2"](folder, torch.float32)
 
 
 @pytest.mark.parametrize("drop", [True, False], ids=["missing", "another shape"])
@@ -88,7 +88,7 @@ def test_incomplete_vae(tmp_path: Path, drop: bool) -> None:
 def test_folders_without_weights(tmp_path: Path) -> None:
     """An empty folder is refused as what was looked for, and nothing is looked up elsewhere."""
     with pytest.raises(InvalidInput, match="CLIPTextModel"):
-        load_encoder(CLIPTextModel, tmp_path, torch.float32)
+        LOADS["text_encoder_2"](tmp_path, torch.float32)
     with pytest.raises(InvalidInput, match="VAE"):
         load_vae(tmp_path, CPU, torch.float32)
 
