@@ -2,9 +2,13 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -19,9 +23,11 @@ from goan_cli.render.loading import load_vae
 from goan_cli.render.text import TextEncoders
 from goan_cli.tiny.parts import WINDOW
 from goan_cli.tiny.training import seeded
-from goan_cli.tiny.world import Scene, all_captions, choice, draw_scene, render_clip
+from goan_cli.tiny.world import Scene, all_captions, choice, draw_blank_scene, draw_scene, render_clip
 
-_CLIPS = 1800
+_CLIPS = 2100
+# One clip in so many begins from nothing.
+_BLANK_EVERY = 7
 # A clip's length in sections; four is where padding 3 means two things, so it is shown more often.
 _LENGTHS = (1, 2, 3, 4, 4, 4, 5, 6, 7, 8, 9, 10)
 _ENCODERS = (("vae", "diffusion_pytorch_model.safetensors"), ("image_encoder", "model.safetensors"))
@@ -115,29 +121,35 @@ def history_of(clip: Clip, start: Tensor, section: int, family: Family) -> Tenso
 def _scene(number: int) -> Scene:
     generator = seeded(number, stream=4)
     sections = choice(generator, _LENGTHS)
-    return draw_scene(generator, duration=sections * WINDOW * LATENT_FRAME)
+    draw = draw_blank_scene if number % _BLANK_EVERY == _BLANK_EVERY - 1 else draw_scene
+    return draw(generator, duration=sections * WINDOW * LATENT_FRAME)
 
 
-@torch.inference_mode()
 def _encoded(pack: Path, scenes: Sequence[Scene]) -> dict[str, Tensor]:
     vae = load_vae(pack / "vae", _CPU, torch.float32)
     images = ImageEncoder(
         model=pack / "image_encoder", processor=pack / "feature_extractor", device=_CPU, dtype=torch.float32
     )
-    scale = float(vae.config.scaling_factor)
     tensors: dict[str, Tensor] = {}
-    for number, scene in enumerate(scenes):
-        clip = render_clip(scene, scene.duration + 1)
-        pixels = rearrange((clip[0] * 255).round().byte(), "c h w -> h w c").numpy()
-        mean, log_variance = posterior(vae, pixels)
-        with torch.autocast("cpu", torch.bfloat16):
-            encoded = vae.encode(rearrange(clip * 2 - 1, "t c h w -> 1 c t h w")).latent_dist.mean
-        tensors |= {
-            f"{number}.latents": (encoded[0].float() * scale).half(),
-            f"{number}.start_mean": (mean[0] * scale).half(),
-            f"{number}.start_deviation": ((0.5 * log_variance[0]).exp() * scale).half(),
-            f"{number}.image": images.encode(pixels)[0].half(),
-        }
-        if (number + 1) % 200 == 0:
-            log.info("clips encoded: %d of %d", number + 1, len(scenes))
-    return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:  # each on one thread, see training.train
+        for number, encoded in enumerate(workers.map(partial(_encoded_scene, vae, images), scenes)):
+            tensors |= {f"{number}.{name}": tensor.half().clone().contiguous() for name, tensor in encoded.items()}
+            if (number + 1) % 200 == 0:
+                log.info("clips encoded: %d of %d", number + 1, len(scenes))
+    return tensors
+
+
+@torch.inference_mode()
+def _encoded_scene(vae: Any, images: ImageEncoder, scene: Scene) -> dict[str, Tensor]:  # noqa: ANN401 - see decode
+    clip = render_clip(scene, scene.duration + 1)
+    pixels = rearrange((clip[0] * 255).round().byte(), "c h w -> h w c").numpy()
+    mean, log_variance = posterior(vae, pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = vae.encode(rearrange(clip * 2 - 1, "t c h w -> 1 c t h w")).latent_dist.mean
+    scale = float(vae.config.scaling_factor)
+    return {
+        "latents": encoded[0].float() * scale,
+        "start_mean": mean[0] * scale,
+        "start_deviation": (0.5 * log_variance[0]).exp() * scale,
+        "image": images.encode(pixels)[0],
+    }

@@ -29,6 +29,7 @@ from goan_cli.render.loading import load_vae
 from goan_cli.render.plan import RenderPlan
 from goan_cli.render.sampling import sample_sections
 from goan_cli.tiny.autoencoder import psnr
+from goan_cli.tiny.from_nothing import blank_figures
 from goan_cli.tiny.loras import wrapped_with
 from goan_cli.tiny.measures import (
     Frames,
@@ -92,6 +93,9 @@ def main() -> None:
             for model, shares in zip(MODELS, workers.map(motion_figures, MODELS), strict=True):
                 figures[model]["motions"] = shares
                 log.info("%s %s", model, shares)
+            for model, seen in zip(MODELS, workers.map(blank_figures, MODELS), strict=True):
+                figures[model]["from_nothing"] = seen
+                log.info("%s from nothing %s", model, seen)
         figures["loras"] = lora_figures(engine, folder)
         log.info("loras %s", figures["loras"])
         figures["step_caches"] = step_cache_figures(engine, folder)

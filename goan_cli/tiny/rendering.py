@@ -42,11 +42,17 @@ def plan_scene(
     loras: Sequence[tuple[Path, float]] = (),
     settings: Mapping[str, Data] = _NOTHING,
 ) -> RenderPlan:
-    """The plan of a job that starts from the scene's first frame; start image and results lie in `folder`."""
-    image = folder / f"{name}.start.png"
-    write_start_image(image, scene)
+    """The plan of a job that starts from the scene's first frame; start image and results lie in `folder`.
+
+    A blank scene's job has no image: it names the start.
+    """
+    start: dict[str, Data] = {"start": scene.blank}
+    if scene.blank is None:
+        image = folder / f"{name}.start.png"
+        write_start_image(image, scene)
+        start = {"image": str(image)}
     keys: dict[str, Data] = {
-        "image": str(image),
+        **start,
         "prompt": prompt,
         "model": "tiny",
         "seed": 1,

@@ -20,9 +20,9 @@ from goan_cli.tiny.world import between, captions, choice
 
 SCHEDULES = {
     Family.INVERTED: Schedule(
-        name="transformer-inverted", steps=4800, matrix_rate=2e-3, vector_rate=2e-3, decay_from=0.4
+        name="transformer-inverted", steps=4200, matrix_rate=2e-3, vector_rate=2e-3, decay_from=0.4
     ),
-    Family.F1: Schedule(name="transformer-f1", steps=2400, matrix_rate=2e-3, vector_rate=2e-3, decay_from=0.3),
+    Family.F1: Schedule(name="transformer-f1", steps=2000, matrix_rate=2e-3, vector_rate=2e-3, decay_from=0.3),
 }
 _BATCH = 32
 _HELD_OUT = 64

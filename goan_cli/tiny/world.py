@@ -5,13 +5,16 @@ Lengths are in pixels of a 64 x 64 picture whatever size is drawn, times in fram
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from torch import Tensor
 
+from goan_cli.jobs.fields import COLOURS as START_COLOURS
+from goan_cli.jobs.fields import NOISE
+from goan_cli.render.image import filled_pixels
 from goan_cli.tiny.palette import COLOURS, DIRECTIONS, DUSK, MOTIONS, SHAPES
 
 SIDE = 64
@@ -24,11 +27,16 @@ HOP_HEIGHT = 7.0
 SWAY = 6.0
 # The frames that dusk takes to fall.
 NIGHTFALL = 12
+# The frames that a shape and its ground take to appear where a video begins from nothing: two latents.
+APPEARANCE = 8
 RADII = (8.0, 12.0)
 # A shape that travels keeps this far from the edge.
 MARGIN = 2.0
 # Half the width of an edge: soft ones survive an autoencoder with 8 x 8 patches.
 _SOFTNESS = 1.6
+
+# What a blank scene begins from; None stands for any colour.
+_BLANKS = (*START_COLOURS, NOISE, None, None)
 
 _Option = TypeVar("_Option")
 
@@ -50,6 +58,8 @@ class Scene:
 
     A shape travels, grows or shrinks by `way` pixels within `duration` frames, slowing down if `ease` is over 1.
     What the demonstration LoRAs add: the shape `sways` from side to side, or `dusk` falls on the background.
+    A `blank` scene's first frame is a job's `start`, a colour or noise (drawn from `blank_seed`), out of which shape
+    and background appear.
     """
 
     shape: str
@@ -65,6 +75,8 @@ class Scene:
     ease: float = 1.0
     sways: bool = False
     dusk: bool = False
+    blank: str | None = None
+    blank_seed: int = 0
 
 
 def draw_scene(generator: torch.Generator, *, duration: int, motion: str | None = None) -> Scene:
@@ -104,6 +116,35 @@ def draw_scene(generator: torch.Generator, *, duration: int, motion: str | None 
         ease=ease,
         top=_tint(shade - slope / 2, hue),
         bottom=_tint(shade + slope / 2, hue),
+    )
+
+
+def draw_blank_scene(generator: torch.Generator, *, duration: int, motion: str | None = None) -> Scene:
+    """A scene that begins from nothing: nothing but the words says where to, so it crosses the middle of the picture.
+
+    The background takes a quarter of the colour that it appears from.
+    """
+    scene = draw_scene(generator, duration=duration, motion=motion)
+    x, y = (SIDE / 2 + between(generator, -2.0, 2.0) for _ in range(2))
+    way = scene.way
+    if scene.motion in DIRECTIONS:
+        way = min(between(generator, 20.0, 28.0), FASTEST * duration)
+        along_x, along_y = DIRECTIONS[scene.motion]
+        x, y = x - along_x * way / 2, y - along_y * way / 2
+    blank = choice(generator, _BLANKS) or _drawn_colour(generator)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    ground = (0.42 + 0.25 * (rgb - 0.5) for rgb in _blank_pixels(blank, seed, SIDE, SIDE).mean(dim=(0, 1)).tolist())
+    red, green, blue = ground
+    return replace(
+        scene,
+        x=x,
+        y=y,
+        way=way,
+        ease=1.0,
+        top=(red, green, blue),
+        bottom=(red, green, blue),
+        blank=blank,
+        blank_seed=seed,
     )
 
 
@@ -153,7 +194,14 @@ def render_clip(scene: Scene, frames: int, *, height: int = SIDE, width: int = S
     if scene.dusk:
         fallen = rearrange((torch.arange(frames) / NIGHTFALL).clamp(max=1), "t -> t 1 1 1")
         ground = ground + fallen * (rearrange(torch.tensor(DUSK), "c -> c 1 1") - ground)
-    return ground + rearrange(coverage, "t h w -> t 1 h w") * (rearrange(colour, "c -> c 1 1") - ground)
+    blank = None if scene.blank is None else _blank_pixels(scene.blank, scene.blank_seed, height, width)
+    if blank is not None:
+        before = reduce(blank, "h w c -> c 1 1", "mean")
+        ground = before + rearrange(_appeared(frames), "t -> t 1 1 1") * (ground - before)
+    clip = ground + rearrange(coverage, "t h w -> t 1 h w") * (rearrange(colour, "c -> c 1 1") - ground)
+    if blank is not None:
+        clip = torch.cat((rearrange(blank, "h w c -> 1 c h w"), clip[1:]))
+    return clip
 
 
 def shape_masks(scene: Scene, frames: int, *, height: int = SIDE, width: int = SIDE) -> Tensor:
@@ -163,7 +211,8 @@ def shape_masks(scene: Scene, frames: int, *, height: int = SIDE, width: int = S
     across = (torch.arange(width) + 0.5) * scale - (width * scale - SIDE) / 2
     x, y, radius = rearrange(poses(scene, frames), "t pose -> pose t 1 1")
     distance = _distance(scene.shape, across - x, rearrange(down, "h -> h 1") - y, radius)
-    return (0.5 - distance / (2 * _SOFTNESS)).clamp(0, 1)
+    covered = (0.5 - distance / (2 * _SOFTNESS)).clamp(0, 1)
+    return covered if scene.blank is None else covered * rearrange(_appeared(frames), "t -> t 1 1")
 
 
 def _distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
@@ -175,6 +224,19 @@ def _distance(shape: str, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     # An upright triangle: the base below, two flanks that lean by 30 degrees.
     flank = math.cos(math.pi / 6) * x.abs() - math.sin(math.pi / 6) * (y + 1.25 * radius)
     return torch.maximum(flank, y - 0.8 * radius + 0 * x)
+
+
+def _appeared(frames: int) -> Tensor:
+    return (torch.arange(frames) / APPEARANCE).clamp(max=1)
+
+
+def _blank_pixels(blank: str, seed: int, height: int, width: int) -> Tensor:
+    """What a video without an image begins from: (height, width, 3) RGB in [0, 1]."""
+    return torch.from_numpy(filled_pixels(blank, (width, height), seed)).float() / 255
+
+
+def _drawn_colour(generator: torch.Generator) -> str:
+    return "#" + "".join(f"{int(torch.randint(256, (), generator=generator)):02x}" for _ in range(3))
 
 
 def _room(radius: float) -> tuple[float, float]:

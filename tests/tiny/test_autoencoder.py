@@ -1,10 +1,12 @@
 """The tiny autoencoder: how it starts, how it is trained, and what the shipped one can do."""
 
+import pytest
 import torch
 from einops import rearrange
 
 from goan_cli.render.loading import load_vae
 from goan_cli.tiny.autoencoder import as_pictures, empty_autoencoder, psnr
+from goan_cli.tiny.from_nothing import blank_scene
 from goan_cli.tiny.parts import PACK
 from goan_cli.tiny.training import seeded
 from goan_cli.tiny.world import draw_scene, render_clip
@@ -42,6 +44,18 @@ def test_picture_training_runs_the_same_network() -> None:
         flat = vae(picture).sample
     assert relative_error(flat, own) < 1e-4
     assert torch.equal(vae(picture).sample, own)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", ["black", "grey", "white", "#3a6ea5"])
+def test_a_video_s_first_frame_is_the_colour_that_it_begins_from(start: str) -> None:
+    """A picture of one colour, encoded alone as the renderer does, and decoded before the latents of what appears."""
+    vae = load_vae(PACK / "vae", CPU, torch.float32)
+    clip = rearrange(render_clip(blank_scene(start, 1), 13) * 2 - 1, "t c h w -> 1 c t h w")
+    first = vae.encode(clip[:, :, :1]).latent_dist.mean
+    later = vae.encode(clip).latent_dist.mean[:, :, 1:]
+    decoded = vae.decode(torch.cat((first, later), dim=2)).sample.clamp(-1, 1)
+    assert psnr((decoded[:, :, 0] - clip[:, :, 0]).square().mean() / 4).item() > 18
 
 
 @torch.no_grad()

