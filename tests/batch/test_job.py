@@ -565,16 +565,16 @@ def test_all_seeds_are_refused(tmp_path: Path, embeddings: Path, bad_seeds: Bad)
 
 def test_stopped_while_a_further_seed_is_tried(tmp_path: Path, embeddings: Path, bad_seeds: Bad) -> None:
     """A job that was stopped in its second seed goes on there, and still knows why."""
-    bad_seeds[7] = _black
-    plan = _plan(tmp_path, gates={"black": "fail"}, retry_seeds=1)
+    bad_seeds[9] = _black
+    plan = _plan(tmp_path, seed=9, gates={"black": "fail"}, retry_seeds=1)
     steps = iter(range(100))
     _stopped(plan, embeddings, lambda event: isinstance(event, StepFinished) and next(steps) == 6 + 3)
     records = [read_record(path) for path in checkpoint_files(plan.job.state_dir, "job")]
-    assert sorted((record.seed, record.asked_seed) for record in records) == [(7, 7), (8, 7)]
+    assert sorted((record.seed, record.asked_seed) for record in records) == [(9, 9), (10, 9)]
     heard = _render(plan, embeddings)
     assert len(_steps(heard)) == 2
-    assert [each["seed"] for each in _sidecar(plan.job)["rejected_seeds"]] == [7]
-    assert _sidecar(plan.job)["settings"]["seed"] == 8
+    assert [each["seed"] for each in _sidecar(plan.job)["rejected_seeds"]] == [9]
+    assert _sidecar(plan.job)["settings"]["seed"] == 10
 
 
 def test_the_last_seed_is_followed_by_the_first(tmp_path: Path, embeddings: Path, bad_seeds: Bad) -> None:
