@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help install demo examples smoke test test-cuda check format tiny tiny-eval picture bench-lora bench-batch bench-peers bench-startup clean
 help:
 	@echo "make demo    install, render the quick start, and say where the video is"
-	@echo "make examples  render every job file of examples/ into build/examples"
+	@echo "make examples  render every job file of examples/ into build/examples, and what comes after"
 	@echo "make test    install, and run the whole default test suite"
 	@echo "make test-cuda   the tests that need a GPU"
 	@echo "make check   ruff, ruff format, mypy --strict, import-linter"
@@ -41,6 +41,7 @@ demo: $(INSTALLED)
 
 examples: $(INSTALLED)
 	$(BIN)/goan render examples --out build/examples --force --on-exists replace
+	PATH="$(CURDIR)/$(BIN):$$PATH" examples/after.sh build/examples
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto

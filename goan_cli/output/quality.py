@@ -15,7 +15,7 @@ from goan_cli.output.pictures import Frame
 _LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # BT.709
 _BLOCK = 8  # pixels a side of what motion is compared by
 _BLACK_BELOW = 8.0  # mean luma of a frame that is nearly black
-_FLAT_BELOW = 2.0  # standard deviation of a frame of one colour
+_FLAT_BELOW = 2.5  # deviation of a frame of one colour, of which a VAE makes one that varies by 2
 _STILL_BELOW = 0.5  # change from frame to frame of the block that changes the most
 _STILL_SECONDS = 1.0  # a stretch without motion that is worth telling of
 _DRIFT_ABOVE = 16.0  # between a section's mean and the first section's
@@ -54,7 +54,7 @@ class Finding:
 
 @dataclass(kw_only=True)
 class FrameMeter:
-    """Measures frames as they pass by. Per frame: luma's mean and deviation, saturation, and both changes."""
+    """Measures frames as they pass by. Per frame: mean luma, deviation, saturation, and both changes."""
 
     luma: list[float] = field(default_factory=list)
     deviation: list[float] = field(default_factory=list)
@@ -73,7 +73,8 @@ class FrameMeter:
     def _measure(self, frame: Frame) -> None:
         luma: NDArray[np.float32] = frame @ _LUMA
         self.luma.append(float(luma.mean()))
-        self.deviation.append(float(luma.std()))
+        # Over all three channels: red on blue may be one luma, and is a picture.
+        self.deviation.append(float(np.sqrt(frame.var(axis=(0, 1), dtype=np.float32).mean())))
         self.saturation.append(float((frame.max(axis=2) - frame.min(axis=2)).mean()))
         height, width = (side - side % _BLOCK for side in luma.shape)
         blocks = luma[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK).mean(axis=(1, 3))

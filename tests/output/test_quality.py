@@ -146,12 +146,22 @@ def textured(level: float, deviation: float) -> NDArray[np.uint8]:
     ],
 )
 def test_black_and_flat_frames(level: float, deviation: float, black: bool) -> None:
-    """A frame is a defect when it is darker than 8 of 255, or varies by less than 2 over the picture."""
+    """A frame is a defect when it is darker than 8 of 255, or varies by less than 2.5 over the picture."""
     frames = lively(9)
     frames[4] = textured(level, deviation)
     quality = measured(frames)
     assert quality.black_frames == ((4,) if black else ())
     assert ("black" in defects(quality)) == black
+
+
+def test_colours_of_one_luma_are_a_picture() -> None:
+    """A red shape on a dark blue that is as bright is neither black nor of one colour."""
+    frames = lively(9)
+    frames[4] = (40, 55, 91)
+    frames[4, 2:6, 2:6] = (226, 0, 0)
+    luma = frames[4] @ np.array([0.2126, 0.7152, 0.0722])
+    assert luma.std() < 2
+    assert measured(frames).black == 0
 
 
 def test_black_frames_are_counted_and_the_first_named() -> None:
