@@ -416,6 +416,12 @@ def _frozen(plan: RenderPlan) -> NDArray[np.uint8]:
     return np.repeat(_black(plan)[:1], plan.job.sections.frames, axis=0)
 
 
+def _lively(plan: RenderPlan) -> NDArray[np.uint8]:
+    """What no gate objects to; what a model makes of a seed at a size that it does not know may be of one colour."""
+    shape = (plan.job.sections.frames, *plan.job.size[::-1], 3)
+    return np.random.default_rng(plan.job.sampling.seed).integers(0, 256, shape, np.uint8)
+
+
 @pytest.fixture
 def bad_seeds(monkeypatch: pytest.MonkeyPatch) -> dict[int, Callable[[RenderPlan], NDArray[np.uint8]]]:
     """Seeds whose videos come out otherwise than they are decoded."""
@@ -526,7 +532,7 @@ def test_pixels_that_are_not_finite(tmp_path: Path, embeddings: Path, monkeypatc
 
 def test_further_seeds_are_tried(tmp_path: Path, embeddings: Path, bad_seeds: Bad) -> None:
     """A job whose gate refuses a seed tries the next ones, and its sidecar says which and why."""
-    bad_seeds |= {7: _black, 8: _frozen}
+    bad_seeds |= {7: _black, 8: _frozen, 9: _lively}
     plan = _plan(tmp_path, gates={"black": "fail", "frozen": "fail"}, retry_seeds=3)
     heard = _render(plan, embeddings)
     content = _sidecar(plan.job)
@@ -556,7 +562,7 @@ def test_all_seeds_are_refused(tmp_path: Path, embeddings: Path, bad_seeds: Bad)
     assert not plan.job.video.exists()
     assert len(checkpoint_files(plan.job.state_dir, "job")) == 2
     # One more seed may be tried: only that one is sampled.
-    bad_seeds.pop(9)
+    bad_seeds[9] = _lively
     heard = _render(_plan(tmp_path, gates={"black": "fail"}, retry_seeds=2), embeddings)
     assert len(_steps(heard)) == 6
     assert _sidecar(plan.job)["settings"]["seed"] == 9
@@ -565,7 +571,7 @@ def test_all_seeds_are_refused(tmp_path: Path, embeddings: Path, bad_seeds: Bad)
 
 def test_stopped_while_a_further_seed_is_tried(tmp_path: Path, embeddings: Path, bad_seeds: Bad) -> None:
     """A job that was stopped in its second seed goes on there, and still knows why."""
-    bad_seeds[9] = _black
+    bad_seeds |= {9: _black, 10: _lively}
     plan = _plan(tmp_path, seed=9, gates={"black": "fail"}, retry_seeds=1)
     steps = iter(range(100))
     _stopped(plan, embeddings, lambda event: isinstance(event, StepFinished) and next(steps) == 6 + 3)
