@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from goan_cli.render.engine import Engine
-from goan_cli.tiny.from_nothing import STARTS, BlankResult, blank_result, blank_scene
+from goan_cli.tiny.from_nothing import STARTS, BlankResult, blank_result
 from goan_cli.tiny.measures import track
 from goan_cli.tiny.palette import DIRECTIONS
 from goan_cli.tiny.parts import PACK
@@ -50,11 +50,6 @@ def test_begins_from_the_colour(engine: Engine, tmp_path: Path, model: str, star
     assert area[APPEARANCE:].min() > 100
     grown = [float(np.mean(area[first:stop])) for first, stop in pairwise((0, 3, 6, 12))]
     assert grown == sorted(grown)
-
-
-def test_scenes_begin_from_what_they_are_told() -> None:
-    """The scenes that are measured name a job's own starts."""
-    assert [blank_scene(start, 1).blank for start in STARTS] == list(STARTS)
 
 
 @pytest.mark.parametrize(("model", "share"), [("tiny", 0.8), ("tiny-f1", 0.7)])
