@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache, partial
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from goan_cli.errors import InvalidInput
-from goan_cli.files import digest_of, known_sha256_of
+from goan_cli.files import digest_of
 from goan_cli.jobs.clips import clip_frames, frame_filters
 from goan_cli.jobs.directing import Direction, Picture
 from goan_cli.jobs.extension import Extension
@@ -28,6 +27,7 @@ from goan_cli.render.cache import EmbeddingCache
 from goan_cli.render.conditioning import Conditioning, SectionConditioning, blended
 from goan_cli.render.device import device_name
 from goan_cli.render.events import Note, Stage
+from goan_cli.render.identity import content_of
 from goan_cli.render.image import CLIP, clip_posterior, filled_pixels, fitted_pixels, posterior, start_latent
 from goan_cli.render.parts import Parts
 from goan_cli.render.plan import RenderPlan
@@ -252,13 +252,13 @@ def _known(pixels: NDArray[np.uint8]) -> _Pixels:
 def _clip_pixels(extension: Extension) -> tuple[_Pixels, _Pixels]:
     """The frames of a video that are encoded, and the first of them; decoded only where one is not in the cache."""
     clip, fit, seen = extension.clip, extension.fit, extension.seen
-    content = _content(clip.path)
+    content = content_of(clip.path)
     decisive = {"clip": content, "ffmpeg": ffmpeg_version(), "filters": frame_filters(clip, fit, *seen)}
 
     @cache
     def frames() -> NDArray[np.uint8]:
         found = np.stack(list(clip_frames(clip, fit, *seen)))
-        if _content(clip.path) != content:  # else what came of them would be kept as that of another file
+        if content_of(clip.path) != content:  # else what came of them would be kept as that of another file
             raise InvalidInput(f"{clip.path}: was changed while it was read")
         return found
 
@@ -266,10 +266,3 @@ def _clip_pixels(extension: Extension) -> tuple[_Pixels, _Pixels]:
         _Pixels(digest=digest_of(**decisive), read=frames),
         _Pixels(digest=digest_of(**decisive, frame=0), read=lambda: frames()[0]),
     )
-
-
-def _content(path: Path) -> str:
-    try:
-        return known_sha256_of(path)
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be read any more: {error.strerror or error}") from error

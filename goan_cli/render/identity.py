@@ -24,17 +24,14 @@ RENDER_VERSION = 2
 def lora_source(lora: PlannedLora) -> LoraSource:
     """A LoRA of a plan by its content. Raises InvalidInput when the file has vanished since it was planned."""
     use, config = lora.use, sidecar_config(lora.use.path)
-    try:
-        return LoraSource(
-            path=use.path,
-            sha256=known_sha256_of(use.path),
-            weight=use.weight,
-            include=use.include,
-            exclude=use.exclude,
-            config_sha256=known_sha256_of(config) if config else None,
-        )
-    except OSError as error:
-        raise InvalidInput(f"{use.path}: cannot be read any more: {error.strerror or error}") from error
+    return LoraSource(
+        path=use.path,
+        sha256=content_of(use.path),
+        weight=use.weight,
+        include=use.include,
+        exclude=use.exclude,
+        config_sha256=content_of(config) if config else None,
+    )
 
 
 def refuse_vanished(plan: RenderPlan) -> None:
@@ -64,7 +61,7 @@ def latents_identity(plan: RenderPlan) -> str:
     return digest_of(
         render=RENDER_VERSION,
         pack=plan.pack.identity(),
-        image=_picture(job.image) if job.image else f"start {job.start}",
+        image=content_of(job.image) if job.image else f"start {job.start}",
         image_fit=asdict(job.image_fit),
         prompt=job.prompt,
         negative_prompt=job.negative_prompt if guided else "",
@@ -79,7 +76,8 @@ def latents_identity(plan: RenderPlan) -> str:
     )
 
 
-def _picture(path: Path) -> str:
+def content_of(path: Path) -> str:
+    """The SHA-256 of a file of a job. Raises InvalidInput when it has vanished since it was planned."""
     try:
         return known_sha256_of(path)
     except OSError as error:
@@ -91,13 +89,13 @@ def _directed(plan: RenderPlan) -> dict[str, object]:
     job = plan.job
     told: dict[str, object] = {}
     if job.end is not None:
-        told["end"] = [_picture(job.end.picture.path), asdict(job.end.picture.fit), job.end.strength]
+        told["end"] = [content_of(job.end.picture.path), asdict(job.end.picture.fit), job.end.strength]
     if job.paddings not in (None, default_paddings(len(job.sections.sections))):
         told["paddings"] = job.paddings
     if job.one_frame is not None:
         told["still"] = [
             *(list(indices) for indices in _indices(job)),
-            [[_picture(each.picture.path), asdict(each.picture.fit)] for each in job.one_frame.controls],
+            [[content_of(each.picture.path), asdict(each.picture.fit)] for each in job.one_frame.controls],
         ]
     if job.is_directed:
         own = _direction(job.own_direction, _recipe(plan, plan.loras))
@@ -117,7 +115,7 @@ def _continued(job: Job) -> dict[str, object]:
     if job.extension is None:
         return {}
     clip = job.extension.clip
-    return {"video": [_picture(clip.path), clip.fps, asdict(job.extension.fit)]}
+    return {"video": [content_of(clip.path), clip.fps, asdict(job.extension.fit)]}
 
 
 def _direction(direction: Direction, bake: BakeRecipe) -> dict[str, object]:
@@ -126,7 +124,7 @@ def _direction(direction: Direction, bake: BakeRecipe) -> dict[str, object]:
     return {
         **{key: value for key, value in asdict(direction).items() if key not in ("loras", "image")},
         "negative_prompt": direction.negative_prompt if direction.true_cfg_scale != 1.0 else "",
-        "image": None if image is None else [_picture(image.path), asdict(image.fit)],
+        "image": None if image is None else [content_of(image.path), asdict(image.fit)],
         "bake": bake.identity,
     }
 
@@ -173,5 +171,5 @@ def _coding(output: Output) -> dict[str, object]:
 def _post(job: Job) -> dict[str, object]:
     if job.post is None:
         return {}
-    upscale = None if job.post.upscale is None else _picture(job.post.upscale)
+    upscale = None if job.post.upscale is None else content_of(job.post.upscale)
     return {"post": {"interpolate": job.post.interpolate, "upscale": upscale}}
